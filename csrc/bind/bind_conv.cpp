@@ -1,0 +1,104 @@
+#include "bind/bindings.h"
+#include "bind/pairs.h"
+#include "bind/tensor_arg.h"
+#include "cpu/conv/conv.h"
+
+namespace ds {
+namespace {
+
+namespace py = pybind11;
+
+void groups_fit(const Check& check, int64_t groups, int64_t c_in, int64_t c_out) {
+  check.at_least("groups", groups, 1);
+  if (c_in % groups != 0 || c_out % groups != 0)
+    throw py::value_error(std::string(check.operation) + ": groups = " + std::to_string(groups) + " must divide " +
+                          std::to_string(c_in) + " input and " + std::to_string(c_out) + " output channels");
+}
+
+int64_t workspace_of(bool is_double, int64_t c_in, int64_t c_out, int64_t n_offsets, int64_t groups) {
+  groups_fit({"conv"}, groups, c_in, c_out);
+  return is_double ? conv_workspace<double>(c_in, c_out, n_offsets, groups)
+                   : conv_workspace<float>(c_in, c_out, n_offsets, groups);
+}
+
+void conv_checked(const Arg& x, const Arg& weight, const OptionalArg& bias, const OptionalArg& u,
+                  const OptionalArg& u_start, const OptionalArg& u_rows, const Pairs& pairs, int64_t groups,
+                  bool transposed, const Arg& workspace, const Arg& y, int n_threads) {
+  const Check check{"conv"};
+  const DType dtype = check.floating("x", x.view);
+  check.tensor("x", x.view, dtype, {-1, -1});
+  check.tensor("y", y.view, dtype, {-1, -1});
+  const int64_t c_in = x.view.shape[1], c_out = y.view.shape[1], n_dst = y.view.shape[0];
+  groups_fit(check, groups, c_in, c_out);
+  if (transposed) check.tensor("weight", weight.view, dtype, {c_in, c_out / groups, -1});
+  else check.tensor("weight", weight.view, dtype, {c_out, c_in / groups, -1});
+  const int64_t n_offsets = weight.view.shape[2];
+  if (bias.given) check.tensor("bias", bias.view, dtype, {c_out});
+  if (u.given) {
+    if (!u_start.given || !u_rows.given) throw py::value_error("conv: u needs u_start and u_rows");
+    check.tensor("u", u.view, dtype, {-1, c_out});
+    check.tensor("u_start", u_start.view, DType::kInt64, {n_dst + 1});
+    check.tensor("u_rows", u_rows.view, DType::kInt32, {-1});
+    check.starts("u_start", u_start.view, u_rows.view.shape[0]);
+    check.rows("u_rows", u_rows.view, 0, u.view.shape[0]);
+    check.disjoint("y", y.view, "u", u.view);
+  }
+  pairs.check_fits(check, n_offsets, x.view.shape[0], n_dst);
+  check.disjoint("y", y.view, "x", x.view);
+  check.disjoint("y", y.view, "weight", weight.view);
+  check.tensor("workspace", workspace.view, dtype,
+               {workspace_of(dtype == DType::kFloat64, c_in, c_out, n_offsets, groups)});
+  const py::gil_scoped_release release;
+  for_dtype(dtype, [&](auto zero) {
+    using T = decltype(zero);
+    conv<T>({x.view.as<T>(), weight.view.as<T>(), bias.given ? bias.view.as<T>() : nullptr,
+             u.given ? u.view.as<T>() : nullptr, u_start.view.as<int64_t>(), u_rows.view.as<int32_t>(),
+             y.view.as<T>(), workspace.view.as<T>(), pairs.list(), n_dst, c_in, c_out, groups, transposed},
+            n_threads);
+  });
+}
+
+int64_t weight_grad_workspace_of(bool is_double, int64_t c_in, int64_t c_out, const Pairs& pairs, int64_t groups) {
+  groups_fit({"conv_weight_grad"}, groups, c_in, c_out);
+  return is_double ? weight_grad_workspace<double>(c_in, c_out, pairs.list(), groups)
+                   : weight_grad_workspace<float>(c_in, c_out, pairs.list(), groups);
+}
+
+void weight_grad_checked(const Arg& x, const Arg& dy, const Pairs& pairs, int64_t groups, const Arg& workspace, const Arg& dw, int n_threads) {
+  const Check check{"conv_weight_grad"};
+  const DType dtype = check.floating("x", x.view);
+  check.tensor("x", x.view, dtype, {-1, -1});
+  check.tensor("dy", dy.view, dtype, {-1, -1});
+  const int64_t c_in = x.view.shape[1], c_out = dy.view.shape[1];
+  groups_fit(check, groups, c_in, c_out);
+  check.tensor("dw", dw.view, dtype, {c_out, c_in / groups, -1});
+  pairs.check_fits(check, dw.view.shape[2], x.view.shape[0], dy.view.shape[0]);
+  check.tensor("workspace", workspace.view, dtype,
+               {weight_grad_workspace_of(dtype == DType::kFloat64, c_in, c_out, pairs, groups)});
+  const py::gil_scoped_release release;
+  for_dtype(dtype, [&](auto zero) {
+    using T = decltype(zero);
+    weight_grad<T>({x.view.as<T>(), dy.view.as<T>(), dw.view.as<T>(), workspace.view.as<T>(), pairs.list(), c_in,
+                    c_out, groups},
+                   n_threads);
+  });
+}
+
+}  // namespace
+
+void bind_conv(py::module_& m) {
+  py::class_<Pairs>(m, "Pairs", "Pair lists of a rulebook, checked once: src_rows, dst_rows (int32), offset_start (int64).")
+      .def(py::init<py::object, py::object, py::object>())
+      .def("reversed", &Pairs::reversed)
+      .def_property_readonly("n_pairs", &Pairs::n_pairs)
+      .def_property_readonly("n_offsets", [](const Pairs& p) { return p.list().n_offsets; })
+      .def_property_readonly("src_rows", &Pairs::src_rows)
+      .def_property_readonly("dst_rows", &Pairs::dst_rows)
+      .def_property_readonly("offset_start", &Pairs::offset_start);
+  m.def("conv_workspace", &workspace_of);
+  m.def("conv", &conv_checked);
+  m.def("conv_weight_grad_workspace", &weight_grad_workspace_of);
+  m.def("conv_weight_grad", &weight_grad_checked);
+}
+
+}  // namespace ds

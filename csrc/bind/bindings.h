@@ -1,0 +1,10 @@
+// Each bind_*.cpp adds its family to the module.
+#pragma once
+#include <pybind11/pybind11.h>
+
+namespace ds {
+
+void bind_rulebook(pybind11::module_& m);
+void bind_conv(pybind11::module_& m);
+
+}  // namespace ds

@@ -1,0 +1,25 @@
+#include <pthread.h>
+
+#include "bind/bindings.h"
+#include "core/parallel.h"
+#include "cpu/kernels.h"
+
+namespace py = pybind11;
+
+PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
+  m.doc() = "doublesparse kernels on raw tensors; doublesparse.ops is the checked front of this module.";
+  m.attr("__version__") = DS_VERSION;
+  m.attr("compiler") = __VERSION__;
+  pthread_atfork(nullptr, nullptr, [] { ds::forked_child() = true; });
+  m.def("isa_compiled", [] {
+    py::list names;
+    for (int i = 0; i < ds::kNumIsas; ++i)
+      if (ds::kernel_table_of(static_cast<ds::Isa>(i))) names.append(ds::isa_name(static_cast<ds::Isa>(i)));
+    return names;
+  });
+  m.def("isa_detected", [] { return ds::isa_name(ds::detected_isa()); });
+  m.def("isa_chosen", [] { return ds::isa_name(ds::chosen_isa()); });
+  m.attr("has_cuda") = false;
+  ds::bind_rulebook(m);
+  ds::bind_conv(m);
+}

@@ -1,0 +1,155 @@
+#include "bind/tensor_arg.h"
+
+#include <cstring>
+
+#include "core/dlpack.h"
+
+namespace ds {
+namespace {
+
+namespace py = pybind11;
+
+DType dtype_of(uint8_t code, int bits) {
+  if (code == dlpack::kInt && bits == 32) return DType::kInt32;
+  if (code == dlpack::kInt && bits == 64) return DType::kInt64;
+  if (code == dlpack::kFloat && bits == 32) return DType::kFloat32;
+  if (code == dlpack::kFloat && bits == 64) return DType::kFloat64;
+  return DType::kOther;
+}
+
+const char* name_of(DType dtype) {
+  switch (dtype) {
+    case DType::kInt32: return "int32";
+    case DType::kInt64: return "int64";
+    case DType::kFloat32: return "float32";
+    case DType::kFloat64: return "float64";
+    default: return "another dtype";
+  }
+}
+
+// The table of the two tensor types seen last (Tensor and Parameter): types live as long as torch does.
+const dlpack::ExchangeApi* exchange_api(PyTypeObject* type) {
+  static PyTypeObject* types[2] = {};
+  static const dlpack::ExchangeApi* apis[2] = {};
+  for (int i = 0; i < 2; ++i)
+    if (types[i] == type) return apis[i];
+  PyObject* capsule = PyObject_GetAttrString(reinterpret_cast<PyObject*>(type), "__dlpack_c_exchange_api__");
+  const dlpack::ExchangeApi* api = nullptr;
+  if (capsule != nullptr) {
+    api = static_cast<const dlpack::ExchangeApi*>(PyCapsule_GetPointer(capsule, "dlpack_exchange_api"));
+    Py_DECREF(capsule);
+  }
+  PyErr_Clear();
+  if (api != nullptr && (api->header.version.major != 1 || api->dltensor_from_py_object_no_sync == nullptr)) api = nullptr;
+  if (api != nullptr) {
+    types[1] = types[0];
+    apis[1] = apis[0];
+    types[0] = type;
+    apis[0] = api;
+  }
+  return api;
+}
+
+[[noreturn]] void not_a_tensor(py::handle object) {
+  throw py::type_error(std::string("doublesparse: argument must be a torch.Tensor, got ") +
+                       Py_TYPE(object.ptr())->tp_name);
+}
+
+// Older torch: the same facts from Python attributes (a few microseconds a tensor).
+void view_by_attributes(py::handle object, TensorView* view) {
+  if (!py::hasattr(object, "data_ptr") || !py::hasattr(object, "stride")) not_a_tensor(object);
+  const std::string device = py::str(object.attr("device").attr("type"));
+  view->device_type = device == "cpu" ? dlpack::kCpu : device == "cuda" ? dlpack::kCuda : 0;
+  if (view->device_type == 0)
+    throw std::runtime_error("doublesparse: tensors on device '" + device + "' are not supported");
+  const std::string dtype = py::str(object.attr("dtype"));
+  view->dtype = dtype == "torch.float32" ? DType::kFloat32 : dtype == "torch.float64" ? DType::kFloat64
+              : dtype == "torch.int32" ? DType::kInt32 : dtype == "torch.int64" ? DType::kInt64 : DType::kOther;
+  const py::tuple shape(object.attr("shape")), strides(object.attr("stride")());
+  if (shape.size() > kMaxDims) throw py::value_error("doublesparse: a tensor has more than 8 dimensions");
+  view->n_dims = static_cast<int32_t>(shape.size());
+  for (int i = 0; i < view->n_dims; ++i) {
+    view->shape[i] = shape[i].cast<int64_t>();
+    view->strides[i] = strides[i].cast<int64_t>();
+  }
+  view->data = reinterpret_cast<void*>(object.attr("data_ptr")().cast<uintptr_t>());
+}
+
+}  // namespace
+
+void view_of(py::handle object, TensorView* view) {
+  const dlpack::ExchangeApi* api = exchange_api(Py_TYPE(object.ptr()));
+  if (api == nullptr) return view_by_attributes(object, view);
+  dlpack::Tensor t;
+  if (api->dltensor_from_py_object_no_sync(object.ptr(), &t) != 0) throw py::error_already_set();
+  if (t.ndim > kMaxDims) throw py::value_error("doublesparse: a tensor has more than 8 dimensions");
+  view->data = static_cast<char*>(t.data) + t.byte_offset;
+  view->device_type = t.device.device_type;
+  view->dtype = t.dtype.lanes == 1 ? dtype_of(t.dtype.code, t.dtype.bits) : DType::kOther;
+  view->n_dims = t.ndim;
+  int64_t expected = 1;
+  for (int i = t.ndim - 1; i >= 0; --i) {
+    view->shape[i] = t.shape[i];
+    view->strides[i] = t.strides ? t.strides[i] : expected;
+    expected *= t.shape[i];
+  }
+}
+
+void Check::tensor(const char* name, const TensorView& t, DType dtype, std::initializer_list<int64_t> shape) const {
+  const std::string where = std::string(operation) + ": " + name;
+  if (t.device_type != dlpack::kCpu) throw std::runtime_error(where + " must be on the CPU");
+  if (t.dtype != dtype) throw py::type_error(where + " must be " + name_of(dtype) + ", got " + name_of(t.dtype));
+  bool fits = t.n_dims == static_cast<int>(shape.size());
+  for (int i = 0; fits && i < t.n_dims; ++i) fits = shape.begin()[i] < 0 || shape.begin()[i] == t.shape[i];
+  if (!fits)
+    throw py::value_error(where + " must have shape " + shape_text(shape.begin(), static_cast<int>(shape.size())) +
+                          ", got " + shape_text(t.shape, t.n_dims));
+  if (!t.is_contiguous()) throw py::value_error(where + " must be contiguous; use .contiguous()");
+  if (t.data == nullptr && t.n_elements() > 0) throw py::value_error(where + " has no storage");
+}
+
+void Check::disjoint(const char* name, const TensorView& out, const char* other_name, const TensorView& other) const {
+  const auto bytes = [](const TensorView& t) {
+    return t.n_elements() * (t.dtype == DType::kInt32 || t.dtype == DType::kFloat32 ? 4 : 8);
+  };
+  const char* a = out.as<char>();
+  const char* b = other.as<char>();
+  if (a < b + bytes(other) && b < a + bytes(out))
+    throw py::value_error(std::string(operation) + ": " + name + " overlaps " + other_name);
+}
+
+void Check::at_least(const char* name, int64_t value, int64_t least) const {
+  if (value < least)
+    throw py::value_error(std::string(operation) + ": " + name + " must be at least " + std::to_string(least) +
+                          ", got " + std::to_string(value));
+}
+
+void Check::starts(const char* name, const TensorView& t, int64_t total) const {
+  const int64_t* v = t.as<int64_t>();
+  const int64_t n = t.n_elements();
+  bool good = n > 0 && v[0] == 0 && v[n - 1] == total;
+  for (int64_t i = 1; good && i < n; ++i) good = v[i - 1] <= v[i];
+  if (!good)
+    throw py::value_error(std::string(operation) + ": " + name + " must ascend from 0 to " + std::to_string(total));
+}
+
+void Check::rows(const char* name, const TensorView& t, int64_t low, int64_t high) const {
+  const int32_t* v = t.as<int32_t>();
+  const int64_t n = t.n_elements();
+  int32_t least = INT32_MAX, most = INT32_MIN;
+  for (int64_t i = 0; i < n; ++i) {
+    least = v[i] < least ? v[i] : least;
+    most = v[i] > most ? v[i] : most;
+  }
+  if (n > 0 && (least < low || most >= high))
+    throw py::value_error(std::string(operation) + ": " + name + " must lie in [" + std::to_string(low) + ", " +
+                          std::to_string(high) + "), got " + std::to_string(least < low ? least : most));
+}
+
+DType Check::floating(const char* name, const TensorView& t) const {
+  if (t.dtype != DType::kFloat32 && t.dtype != DType::kFloat64)
+    throw py::type_error(std::string(operation) + ": " + name + " must be float32 or float64, got " + name_of(t.dtype));
+  return t.dtype;
+}
+
+}  // namespace ds

@@ -1,0 +1,72 @@
+// torch.Tensor arguments as TensorView, without a torch header: through the DLPack C exchange table of the tensor's
+// type (torch >= 2.9 or so: 0.1 us a tensor), or attribute by attribute where a type offers none.
+#pragma once
+#include <pybind11/pybind11.h>
+
+#include <initializer_list>
+#include <string>
+
+#include "core/tensor_view.h"
+
+namespace ds {
+
+// Two argument types so that a signature says whether None is allowed.
+struct Arg { TensorView view; };
+struct OptionalArg {
+  TensorView view;
+  bool given = false;
+};
+
+// Fills `view` from a tensor object; throws TypeError for anything else.
+void view_of(pybind11::handle object, TensorView* view);
+
+// A check throws the documented exception, naming operation, argument, expected and got.
+struct Check {
+  const char* operation;
+
+  // -1 in `shape` means any extent.
+  void tensor(const char* name, const TensorView& t, DType dtype, std::initializer_list<int64_t> shape) const;
+  void disjoint(const char* name, const TensorView& out, const char* other_name, const TensorView& other) const;
+  void at_least(const char* name, int64_t value, int64_t least) const;
+  // CSR starts: ascending from 0 to `total`.
+  void starts(const char* name, const TensorView& t, int64_t total) const;
+  // every element in [low, high)
+  void rows(const char* name, const TensorView& t, int64_t low, int64_t high) const;
+  DType floating(const char* name, const TensorView& t) const;   // float32 or float64
+};
+
+inline std::string shape_text(const int64_t* shape, int n) {
+  std::string text = "(";
+  for (int i = 0; i < n; ++i) text += (i ? ", " : "") + (shape[i] < 0 ? std::string("any") : std::to_string(shape[i]));
+  return text + ")";
+}
+
+// Calls f(T{}) with float or double.
+template <class F>
+void for_dtype(DType dtype, const F& f) {
+  if (dtype == DType::kFloat64) f(double{});
+  else f(float{});
+}
+
+}  // namespace ds
+
+namespace pybind11::detail {
+
+template <> struct type_caster<ds::Arg> {
+  PYBIND11_TYPE_CASTER(ds::Arg, const_name("torch.Tensor"));
+  bool load(handle source, bool) {
+    ds::view_of(source, &value.view);
+    return true;
+  }
+};
+
+template <> struct type_caster<ds::OptionalArg> {
+  PYBIND11_TYPE_CASTER(ds::OptionalArg, const_name("torch.Tensor | None"));
+  bool load(handle source, bool) {
+    value.given = !source.is_none();
+    if (value.given) ds::view_of(source, &value.view);
+    return true;
+  }
+};
+
+}  // namespace pybind11::detail

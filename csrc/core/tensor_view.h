@@ -1,0 +1,34 @@
+// A typed, shaped, strided view of somebody else's memory. Owns nothing.
+#pragma once
+#include <cstdint>
+
+namespace ds {
+
+enum class DType : uint8_t { kInt32, kInt64, kFloat32, kFloat64, kOther };
+constexpr int kMaxDims = 8;
+
+struct TensorView {
+  void* data = nullptr;
+  int32_t device_type = 0;               // dlpack::DeviceType
+  DType dtype = DType::kOther;
+  int32_t n_dims = 0;
+  int64_t shape[kMaxDims] = {};
+  int64_t strides[kMaxDims] = {};        // in elements
+
+  template <class T> T* as() const { return static_cast<T*>(data); }
+  int64_t n_elements() const {
+    int64_t n = 1;
+    for (int i = 0; i < n_dims; ++i) n *= shape[i];
+    return n;
+  }
+  bool is_contiguous() const {
+    int64_t expected = 1;
+    for (int i = n_dims - 1; i >= 0; --i) {
+      if (shape[i] != 1 && strides[i] != expected) return n_elements() == 0;
+      expected *= shape[i];
+    }
+    return true;
+  }
+};
+
+}  // namespace ds

@@ -1,0 +1,159 @@
+// Sparse convolution of one tile of output rows: y[dst] += W_k x[src] along the pair lists of all offsets.
+//
+// Layout   x (n_src, ldx) and y (n_dst, ldy) row-major, rows gathered and accumulated in place; w packed by
+//          conv.cpp as [offset][panel][c_in][kPanel], zero-padded to kPanel = 2 vectors of output channels.
+// Tile     kRows x 2 vectors of accumulators in registers (6 x 2 of 16 on AVX2, 12 x 2 of 32 on AVX-512): per
+//          input channel kRows broadcasts + 2 loads feed 2 kRows multiply-adds, so the two FMA ports are the bound
+//          and not the load ports. Accumulators are loaded from and stored to y once per (offset, kDepth channels).
+// Blocks   kBlockRows pairs at a time go through all panels, so their x rows stay in L1 and a panel of
+//          kDepth x kPanel weights streams from L2.
+// Bound    2 * n_pairs * c_in * c_out flops; bytes: n_pairs * (c_in read + 2 c_out through L2).
+#pragma once
+#include "cpu/isa/vec.h"
+#include "cpu/kernels.h"
+
+namespace ds {
+namespace {
+
+constexpr int kVecs = 2;
+#if DS_VEC_BYTES == 64
+constexpr int kRows = 12;        // 24 accumulators + 2 weights + 1 broadcast of 32 registers
+#else
+constexpr int kRows = 6;         // 12 accumulators + 2 weights + 1 broadcast of 16 registers
+#endif
+template <class T> constexpr int kPanel = kVecs * kLanes<T>;
+constexpr int64_t kDepth = 256;          // input channels per pass: 256 x 16 floats = 16 KiB of L1
+constexpr int64_t kBlockRows = 8 * kRows;
+
+// First pair in [begin, end) whose output row is >= row.
+[[gnu::always_inline]] inline int64_t first_pair(const int32_t* dst, int64_t begin, int64_t end,
+                                                 int64_t row) {
+  while (begin < end) {
+    const int64_t middle = begin + (end - begin) / 2;
+    if (dst[middle] < row) begin = middle + 1;
+    else end = middle;
+  }
+  return begin;
+}
+
+// y[0..R) += x[0..R) . w, over `depth` channels and one panel.
+template <class T, int R, int V>
+[[gnu::always_inline]] inline void multiply_rows(const T* const* x, const T* w, int64_t depth,
+                                                 T* const* y) {
+  Vec<T> acc[R][V];
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) acc[r][v] = load(y[r] + v * kLanes<T>);
+  const T* xr[R];
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) xr[r] = x[r];
+  for (int64_t c = 0; c < depth; ++c) {
+    Vec<T> b[V];
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) b[v] = load(w + c * kPanel<T> + v * kLanes<T>);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      const Vec<T> a = splat(xr[r][c]);
+#pragma GCC unroll 2
+      for (int v = 0; v < V; ++v) acc[r][v] = fma(a, b[v], acc[r][v]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) store(y[r] + v * kLanes<T>, acc[r][v]);
+}
+
+// The same for a row count known only at run time, and for a panel of which only `columns` exist in y.
+template <class T, int V>
+void multiply_group(int rows, const T* const* x, const T* w, int64_t depth, T* const* y, int columns) {
+  T edge[kRows][V * kLanes<T>];
+  T* target[kRows];
+  const bool partial = columns < V * kLanes<T>;
+  for (int r = 0; r < rows; ++r) {
+    target[r] = partial ? edge[r] : y[r];
+    for (int c = 0; partial && c < V * kLanes<T>; ++c) edge[r][c] = c < columns ? y[r][c] : T(0);
+  }
+  switch (rows) {
+    case 1: multiply_rows<T, 1, V>(x, w, depth, target); break;
+    case 2: multiply_rows<T, 2, V>(x, w, depth, target); break;
+    case 3: multiply_rows<T, 3, V>(x, w, depth, target); break;
+    case 4: multiply_rows<T, 4, V>(x, w, depth, target); break;
+    case 5: multiply_rows<T, 5, V>(x, w, depth, target); break;
+    case 6: multiply_rows<T, 6, V>(x, w, depth, target); break;
+#if DS_VEC_BYTES == 64
+    case 7: multiply_rows<T, 7, V>(x, w, depth, target); break;
+    case 8: multiply_rows<T, 8, V>(x, w, depth, target); break;
+    case 9: multiply_rows<T, 9, V>(x, w, depth, target); break;
+    case 10: multiply_rows<T, 10, V>(x, w, depth, target); break;
+    case 11: multiply_rows<T, 11, V>(x, w, depth, target); break;
+    case 12: multiply_rows<T, 12, V>(x, w, depth, target); break;
+#endif
+  }
+  for (int r = 0; partial && r < rows; ++r)
+    for (int c = 0; c < columns; ++c) y[r][c] = edge[r][c];
+}
+
+// y = bias + the u rows of each output row, offsets ascending.
+template <class T>
+void init_rows(const GemmTile<T>& t) {
+  for (int64_t i = t.row_begin; i < t.row_end; ++i) {
+    T* y = t.y + i * t.ldy;
+    const int64_t u_begin = t.u ? t.u_start[i] : 0, u_end = t.u ? t.u_start[i + 1] : 0;
+    int64_t c = 0;
+    for (; c + kLanes<T> <= t.c_out; c += kLanes<T>) {
+      Vec<T> sum = t.bias ? load(t.bias + c) : Vec<T>{};
+      for (int64_t j = u_begin; j < u_end; ++j) sum += load(t.u + t.u_rows[j] * t.ldy + c);
+      store(y + c, sum);
+    }
+    for (; c < t.c_out; ++c) {
+      T sum = t.bias ? t.bias[c] : T(0);
+      for (int64_t j = u_begin; j < u_end; ++j) sum += t.u[t.u_rows[j] * t.ldy + c];
+      y[c] = sum;
+    }
+  }
+}
+
+// One block of at most kBlockRows pairs of one offset, all panels.
+template <class T>
+void multiply_block(const GemmTile<T>& t, const T* w, int64_t pair, int64_t n) {
+  // n pairs in groups of nearly equal size: a lone last row would leave the FMA pipes waiting on their own latency.
+  const int64_t n_groups = (n + kRows - 1) / kRows;
+  for (int64_t depth0 = 0; depth0 < t.c_in; depth0 += kDepth) {
+    const int64_t depth = t.c_in - depth0 < kDepth ? t.c_in - depth0 : kDepth;
+    for (int64_t column = 0; column < t.c_out; column += kPanel<T>) {
+      const T* panel = w + column * t.c_in + depth0 * kPanel<T>;
+      const int64_t columns = t.c_out - column;
+      for (int64_t g = 0; g < n_groups; ++g) {
+        const int64_t first = pair + g * n / n_groups, last = pair + (g + 1) * n / n_groups;
+        const T* x[kRows];
+        T* y[kRows];
+        const int rows = static_cast<int>(last - first);
+        for (int r = 0; r < rows; ++r) {
+          x[r] = t.x + t.src[first + r] * t.ldx + depth0;
+          y[r] = t.y + t.dst[first + r] * t.ldy + column;
+        }
+        if (rows == kRows && columns >= kPanel<T>) multiply_rows<T, kRows, 2>(x, panel, depth, y);
+        else if (columns > kLanes<T>) multiply_group<T, 2>(rows, x, panel, depth, y, columns);
+        else multiply_group<T, 1>(rows, x, panel, depth, y, columns);
+      }
+    }
+  }
+}
+
+template <class T>
+void gemm_tile(const GemmTile<T>& t) {
+  init_rows(t);
+  const int64_t offset_stride = t.c_in * ((t.c_out + kPanel<T> - 1) / kPanel<T>) * kPanel<T>;
+  for (int64_t k = 0; k < t.n_offsets; ++k) {
+    const int64_t list_end = t.offset_start[k + 1];
+    const int64_t begin = first_pair(t.dst, t.offset_start[k], list_end, t.row_begin);
+    const int64_t end = first_pair(t.dst, begin, list_end, t.row_end);
+    for (int64_t p = begin; p < end; p += kBlockRows)
+      multiply_block(t, t.w + k * offset_stride, p, end - p < kBlockRows ? end - p : kBlockRows);
+  }
+}
+
+}  // namespace
+}  // namespace ds

@@ -1,0 +1,22 @@
+// Included last by each ISA's .cpp file: gathers its kernels into the exported table.
+#pragma once
+#include "cpu/conv/gemm_kernel.h"
+#include "cpu/conv/weight_grad_kernel.h"
+#include "cpu/kernels.h"
+
+namespace ds {
+namespace {
+
+template <class T>
+constexpr KernelSet<T> kernel_set() {
+  return {kPanel<T>, gemm_tile<T>, weight_grad_block<T>};
+}
+
+}  // namespace
+}  // namespace ds
+
+#define DS_EXPORT_KERNELS(name, isa)            \
+  namespace ds {                                \
+  extern const KernelTable name;                \
+  const KernelTable name = {isa, kernel_set<float>(), kernel_set<double>()}; \
+  }

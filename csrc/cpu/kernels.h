@@ -1,0 +1,67 @@
+// The table of SIMD kernels: one per instruction set, chosen once per process. A kernel works on one tile or
+// one block on the calling thread; it owns neither threads nor memory and cannot fail.
+#pragma once
+#include <cstdint>
+
+#include "core/cpu_features.h"
+
+namespace ds {
+
+// y[dst] = bias + sum of u rows + sum_k W_k x[src], for the output rows [row_begin, row_end).
+// The list of offset k is pairs [offset_start[k], offset_start[k + 1]), ascending in dst: the tile's part of it
+// is found by binary search. For every output the sum runs over offsets, then input channels, ascending, in one
+// chain of multiply-adds: its bits depend on neither the tile nor the grouping of rows.
+template <class T>
+struct GemmTile {
+  const T* x;                    // (n_src, ldx), this group's c_in columns from column 0
+  int64_t ldx;
+  const T* w;                    // packed: [offset][panel][c_in][panel_width], zero-padded
+  int64_t n_offsets, c_in, c_out;
+  T* y;                          // (n_dst, ldy)
+  int64_t ldy;
+  const T* bias;                 // (c_out) or null
+  const T* u;                    // (n_u, ldy) or null: values to add to a row, CSR by output row
+  const int64_t* u_start;
+  const int32_t* u_rows;
+  const int32_t* src;
+  const int32_t* dst;
+  const int64_t* offset_start;
+  int64_t row_begin, row_end;
+};
+
+// dw = sum over pairs of x[src]^T dy[dst]: (c_in, ldw), ldw = c_out rounded up to the panel width.
+template <class T>
+struct WeightGradBlock {
+  const T* x;
+  int64_t ldx;
+  const T* dy;
+  int64_t ldy;
+  const int32_t* src;
+  const int32_t* dst;
+  int64_t n_pairs, c_in, c_out;
+  T* dw;
+  int64_t ldw;
+};
+
+template <class T>
+struct KernelSet {
+  int panel_width;               // columns of a packed weight panel
+  void (*gemm_tile)(const GemmTile<T>&);
+  void (*weight_grad_block)(const WeightGradBlock<T>&);
+};
+
+struct KernelTable {
+  Isa isa;
+  KernelSet<float> f32;
+  KernelSet<double> f64;
+};
+
+const KernelTable& kernel_table();            // of the chosen ISA
+const KernelTable* kernel_table_of(Isa isa);  // null where not compiled in
+Isa chosen_isa();                             // DOUBLESPARSE_ISA caps what detected_isa() found
+
+template <class T> const KernelSet<T>& kernels();
+template <> inline const KernelSet<float>& kernels<float>() { return kernel_table().f32; }
+template <> inline const KernelSet<double>& kernels<double>() { return kernel_table().f64; }
+
+}  // namespace ds

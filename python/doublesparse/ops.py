@@ -1,0 +1,158 @@
+"""Raw operators on plain CPU tensors: they check arguments, allocate results with torch and call the kernels.
+
+Shape names: ``n_sites``, ``c_in``, ``c_out``, ``n_offsets`` (kernel volume, row-major), ``n_src``/``n_dst`` rows.
+Features are float32 or float64. Every result has the same bits for any number of threads
+(``torch.set_num_threads``). Nothing here knows autograd: see ``_autograd.py``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import _C
+
+Pairs = _C.Pairs
+"""``Pairs(src_rows, dst_rows, offset_start)``: int32 (n_pairs,), int32 (n_pairs,), int64 (n_offsets + 1,).
+
+The list of offset k is ``[offset_start[k], offset_start[k + 1])``; both rows strictly ascend within it. Checked once.
+``.reversed()`` swaps source and destination; ``.n_pairs``, ``.n_offsets``, ``.src_rows``, ``.dst_rows``, ``.offset_start``.
+"""
+
+Ints = tuple[int, ...]
+
+
+def linear_keys(coords: Tensor, shape: Ints) -> Tensor:
+    """Row-major linear key of every site: int64 (n_sites,) from int32 ``coords`` (n_sites, 1 + D)."""
+    keys = torch.empty(len(coords), dtype=torch.int64)
+    _C.coords_to_keys(coords, shape, keys, torch.get_num_threads())
+    return keys
+
+
+def coords_of_keys(keys: Tensor, shape: Ints) -> Tensor:
+    """The inverse of ``linear_keys``: int32 (n_sites, 1 + D)."""
+    coords = torch.empty(len(keys), 1 + len(shape), dtype=torch.int32)
+    _C.keys_to_coords(keys, shape, coords, torch.get_num_threads())
+    return coords
+
+
+def build_pairs(
+    query_coords: Tensor,
+    target_coords: Tensor,
+    target_shape: Ints,
+    kernel: Ints,
+    stride: Ints,
+    padding: Ints,
+    dilation: Ints,
+    symmetric: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """All (query row, target row) with target position = query * stride - padding + tap * dilation.
+
+    Args:
+        query_coords: int32 (n_query, 1 + D), sorted: the output sites of a convolution, the input sites of a
+            transposed one.
+        target_coords: int32 (n_target, 1 + D), sorted.
+        target_shape: extents of the target's grid.
+        kernel: extents of the kernel, per axis; ``stride``, ``padding`` (left), ``dilation`` likewise.
+        symmetric: submanifold: both site lists are the same tensor, odd kernel, centred, stride 1.
+
+    Returns:
+        ``query_rows`` int32 (n_pairs,), ``target_rows`` int32 (n_pairs,), ``offset_start`` int64 (n_offsets + 1,).
+    """
+    n_query, n_target, n_offsets = len(query_coords), len(target_coords), 1
+    for k in kernel:
+        n_offsets *= k
+    query_work = torch.empty(2 * n_query + 1, dtype=torch.int64)
+    target_work = query_work if symmetric else torch.empty(2 * n_target + 1, dtype=torch.int64)
+    counts = torch.empty(_C.pair_chunks(n_query) * n_offsets, dtype=torch.int64)
+    offset_start = torch.empty(n_offsets + 1, dtype=torch.int64)
+    threads = torch.get_num_threads()
+    problem = (query_coords, query_work, target_coords, target_work, target_shape, kernel, stride, padding)
+    problem += (dilation, symmetric, counts, offset_start)
+    n_pairs = _C.plan_pairs(*problem, threads)
+    query_rows = torch.empty(n_pairs, dtype=torch.int32)
+    target_rows = torch.empty(n_pairs, dtype=torch.int32)
+    _C.fill_pairs(*problem, query_rows, target_rows, threads)
+    return query_rows, target_rows, offset_start
+
+
+def output_coords(
+    coords: Tensor,
+    in_shape: Ints,
+    out_shape: Ints,
+    kernel: Ints,
+    stride: Ints,
+    padding: Ints,
+    dilation: Ints,
+    transposed: bool,
+) -> Tensor:
+    """All output sites that read an active site: int32 (n_out, 1 + D), sorted, unique.
+
+    ``o * stride - padding + t * dilation == i``; where ``transposed``, ``o == i * stride - padding + t * dilation``.
+    The union separates over the axes: one merge of ``kernel[a]`` sorted lists per axis.
+    """
+    keys = linear_keys(coords, in_shape)
+    shape = list(in_shape)
+    for a in reversed(range(len(shape))):
+        inner = 1
+        for extent in shape[a + 1 :]:
+            inner *= extent
+        if len(keys) == 0 or out_shape[a] == 0:
+            return coords.new_empty(0, coords.shape[1])
+        axis = (shape[a], out_shape[a], inner, kernel[a], stride[a], padding[a], dilation[a], transposed)
+        fan_out = _C.axis_fan_out(kernel[a], stride[a], dilation[a], transposed)
+        workspace = torch.empty(2 * (len(keys) + kernel[a]), dtype=torch.int64)
+        out = torch.empty(len(keys) * fan_out, dtype=torch.int64)
+        keys = out[: _C.dilate_axis(keys, *axis, workspace, out)]
+        shape[a] = out_shape[a]
+    return coords_of_keys(keys, tuple(shape))
+
+
+def conv(
+    x: Tensor,
+    weight: Tensor,
+    pairs: Pairs,
+    n_dst: int,
+    bias: Tensor | None = None,
+    groups: int = 1,
+    u: Tensor | None = None,
+    u_start: Tensor | None = None,
+    u_rows: Tensor | None = None,
+    transposed: bool = False,
+) -> Tensor:
+    """``y[dst] = bias + sum of the row's u + sum over pairs of x[src] . W_k``: (n_dst, c_out).
+
+    Args:
+        x: (n_src, c_in).
+        weight: (c_out, c_in / groups, n_offsets); where ``transposed`` (c_in, c_out / groups, n_offsets), which makes
+            the same call an input gradient (with ``pairs.reversed()``) or a transposed convolution in torch's layout.
+        pairs: joins rows of x to rows of y.
+        n_dst: rows of the result.
+        bias: (c_out,) or None.
+        groups: divides both channel counts.
+        u: (n_u, c_out) or None: rows ``u_rows[u_start[i] : u_start[i + 1]]`` are added to output row i.
+        u_start: int64 (n_dst + 1,).
+        u_rows: int32.
+        transposed: see ``weight``.
+    """
+    c_out = weight.shape[1] * groups if transposed else weight.shape[0]
+    y = x.new_empty(n_dst, c_out)
+    size = _C.conv_workspace(x.dtype == torch.float64, x.shape[1], c_out, pairs.n_offsets, groups)
+    workspace = x.new_empty(size)
+    threads = torch.get_num_threads()
+    _C.conv(x, weight, bias, u, u_start, u_rows, pairs, groups, transposed, workspace, y, threads)
+    return y
+
+
+def conv_input_grad(dy: Tensor, weight: Tensor, pairs: Pairs, n_src: int, groups: int = 1) -> Tensor:
+    """``dx[src] = sum over pairs of dy[dst] . W_k^T``: (n_src, c_in), with the forward's ``weight`` and ``pairs``."""
+    return conv(dy, weight, pairs.reversed(), n_src, groups=groups, transposed=True)
+
+
+def conv_weight_grad(x: Tensor, dy: Tensor, pairs: Pairs, groups: int = 1) -> Tensor:
+    """``dw[:, :, k] = sum over the pairs of offset k of dy[dst]^T x[src]``: (c_out, c_in / groups, n_offsets)."""
+    c_in, c_out = x.shape[1], dy.shape[1]
+    dw = x.new_empty(c_out, c_in // groups, pairs.n_offsets)
+    size = _C.conv_weight_grad_workspace(x.dtype == torch.float64, c_in, c_out, pairs, groups)
+    _C.conv_weight_grad(x, dy, pairs, groups, x.new_empty(size), dw, torch.get_num_threads())
+    return dw
