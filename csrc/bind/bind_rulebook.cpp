@@ -1,7 +1,5 @@
 #include <pybind11/stl.h>
 
-#include <array>
-
 #include "bind/bindings.h"
 #include "bind/tensor_arg.h"
 #include "cpu/rulebook/rulebook.h"
@@ -32,81 +30,90 @@ int axes_of(const Check& check, const char* name, const TensorView& coords) {
   return static_cast<int>(coords.shape[1]) - 1;
 }
 
-// Built once per rulebook: holds the problem between count and fill; the workspace tensors stay with the caller.
-PairProblem problem_of(const Check& check, const TensorView& query, const TensorView& query_work,
-                       const TensorView& target, const TensorView& target_work, const Ints& target_shape,
-                       const Ints& kernel, const Ints& stride, const Ints& padding, const Ints& dilation,
-                       bool symmetric) {
-  const int n_axes = axes_of(check, "query_coords", query);
-  check.tensor("target_coords", target, DType::kInt32, {-1, 1 + n_axes});
-  axes_of(check, "target_coords", target);
-  PairProblem p{};
-  p.window.n_axes = n_axes;
-  p.symmetric = symmetric;
-  copy_axes(check, "target_shape", target_shape, n_axes, 0, p.target_shape);
-  copy_axes(check, "kernel", kernel, n_axes, 1, p.window.kernel);
-  copy_axes(check, "stride", stride, n_axes, 1, p.window.stride);
-  copy_axes(check, "padding", padding, n_axes, -(int64_t{1} << 40), p.window.padding);
-  copy_axes(check, "dilation", dilation, n_axes, 1, p.window.dilation);
-  if (symmetric && (query.data != target.data || query.shape[0] != target.shape[0]))
-    throw py::value_error(std::string(check.operation) + ": symmetric needs query_coords to be target_coords");
-  for (int a = 0; symmetric && a < n_axes; ++a) {
-    if (kernel[a] % 2 == 0 || stride[a] != 1 || padding[a] != (kernel[a] - 1) / 2 * dilation[a])
-      throw py::value_error(std::string(check.operation) + ": symmetric needs odd kernels, stride 1 and centred padding");
+// Two steps, because the number of pairs is known only after the merge: make the plan (n_pairs), then fill().
+class Plan {
+ public:
+  Plan(py::object query, py::object target, const Ints& target_shape, const Ints& kernel, const Ints& stride,
+       const Ints& padding, const Ints& dilation, bool symmetric)
+      : query_(std::move(query)), target_(std::move(target)) {
+    TensorView q, t;
+    view_of(query_, &q);
+    view_of(target_, &t);
+    const int n_axes = axes_of(check_, "query_coords", q);
+    axes_of(check_, "target_coords", t);
+    check_.tensor("target_coords", t, DType::kInt32, {-1, 1 + n_axes});
+    PairProblem& p = plan_.problem;
+    p.window.n_axes = n_axes;
+    p.symmetric = symmetric;
+    copy_axes(check_, "target_shape", target_shape, n_axes, 0, p.target_shape);
+    copy_axes(check_, "kernel", kernel, n_axes, 1, p.window.kernel);
+    copy_axes(check_, "stride", stride, n_axes, 1, p.window.stride);
+    copy_axes(check_, "padding", padding, n_axes, -(int64_t{1} << 31), p.window.padding);
+    copy_axes(check_, "dilation", dilation, n_axes, 1, p.window.dilation);
+    bool centred = q.data == t.data && q.shape[0] == t.shape[0];
+    for (int a = 0; a < n_axes; ++a)
+      centred &= kernel[a] % 2 == 1 && stride[a] == 1 && padding[a] == (kernel[a] - 1) / 2 * dilation[a];
+    if (symmetric && !centred)
+      throw py::value_error("build_pairs: symmetric needs one site list, odd kernels, stride 1 and centred padding");
+    p.query = {q.as<int32_t>(), q.shape[0], nullptr, nullptr, nullptr, 0};
+    p.target = {t.as<int32_t>(), t.shape[0], nullptr, nullptr, nullptr, 0};
   }
-  const auto lines = [&](const char* name, const TensorView& coords, const TensorView& work) {
-    const int64_t n = coords.shape[0];
-    check.tensor(name, work, DType::kInt64, {2 * n + 1});
-    int64_t* keys = work.as<int64_t>();
-    int32_t* rest = reinterpret_cast<int32_t*>(keys + n);        // n last coordinates, n + 1 line starts
-    return SiteLines{coords.as<int32_t>(), n, n_axes, rest, rest + n, keys, 0};
-  };
-  p.query = lines("query_work", query, query_work);
-  p.target = symmetric ? p.query : lines("target_work", target, target_work);
-  return p;
-}
 
-// work tensors: int64 (2 n + 1). counts: int64 (n_pair_chunks(n_query) * n_offsets). Returns the number of pairs.
-int64_t plan_pairs(const Arg& query, const Arg& query_work, const Arg& target, const Arg& target_work,
-                   const Ints& target_shape, const Ints& kernel, const Ints& stride, const Ints& padding,
-                   const Ints& dilation, bool symmetric, const Arg& counts, const Arg& offset_start, int n_threads) {
-  const Check check{"build_pairs"};
-  PairProblem p = problem_of(check, query.view, query_work.view, target.view, target_work.view, target_shape, kernel,
-                             stride, padding, dilation, symmetric);
-  const int64_t n_offsets = p.window.n_offsets();
-  check.tensor("counts", counts.view, DType::kInt64, {n_pair_chunks(p.query.n_sites) * n_offsets});
-  check.tensor("offset_start", offset_start.view, DType::kInt64, {n_offsets + 1});
-  const py::gil_scoped_release release;
-  find_lines(&p.query, p.target_shape);
-  if (symmetric) p.target = p.query;
-  else find_lines(&p.target, p.target_shape);
-  count_pairs(p, counts.view.as<int64_t>(), n_threads);
-  place_pairs(p, counts.view.as<int64_t>(), offset_start.view.as<int64_t>());
-  return offset_start.view.as<int64_t>()[n_offsets];
-}
+  // int64 elements that count() needs.
+  int64_t workspace() const {
+    const PairProblem& p = plan_.problem;
+    const int64_t n = p.query.n_sites, streams = n_streams(p.window, p.symmetric);
+    return 2 * n + 2 + (p.symmetric ? 0 : 2 * p.target.n_sites + 2) + n_chunks(n) * p.window.n_offsets() +
+           (streams * n * 5 + 7) / 8;
+  }
 
-// The same arguments after plan_pairs, whose workspaces it reads and uses up.
-void fill_pairs_checked(const Arg& query, const Arg& query_work, const Arg& target, const Arg& target_work,
-                        const Ints& target_shape, const Ints& kernel, const Ints& stride, const Ints& padding,
-                        const Ints& dilation, bool symmetric, const Arg& positions, const Arg& offset_start,
-                        const Arg& query_rows, const Arg& target_rows, int n_threads) {
-  const Check check{"build_pairs"};
-  PairProblem p = problem_of(check, query.view, query_work.view, target.view, target_work.view, target_shape, kernel,
-                             stride, padding, dilation, symmetric);
-  const int64_t n_offsets = p.window.n_offsets();
-  check.tensor("counts", positions.view, DType::kInt64, {n_pair_chunks(p.query.n_sites) * n_offsets});
-  check.tensor("offset_start", offset_start.view, DType::kInt64, {n_offsets + 1});
-  const int64_t n_pairs = offset_start.view.as<int64_t>()[n_offsets];
-  check.tensor("query_rows", query_rows.view, DType::kInt32, {n_pairs});
-  check.tensor("target_rows", target_rows.view, DType::kInt32, {n_pairs});
-  const py::gil_scoped_release release;
-  // Finding the lines again is a cheap pass, and makes the call safe whatever the workspace held.
-  find_lines(&p.query, p.target_shape);
-  if (symmetric) p.target = p.query;
-  else find_lines(&p.target, p.target_shape);
-  fill_pairs(p, positions.view.as<int64_t>(), offset_start.view.as<int64_t>(), query_rows.view.as<int32_t>(),
-             target_rows.view.as<int32_t>(), n_threads);
-}
+  int64_t count(py::object workspace, py::object offset_start, int n_threads) {
+    TensorView work, start;
+    view_of(workspace, &work);
+    view_of(offset_start, &start);
+    PairProblem& p = plan_.problem;
+    check_.tensor("workspace", work, DType::kInt64, {this->workspace()});
+    check_.tensor("offset_start", start, DType::kInt64, {p.window.n_offsets() + 1});
+    workspace_ = std::move(workspace);
+    offset_start_ = std::move(offset_start);
+    int64_t* next = work.as<int64_t>();
+    place_lines(&p.query, &next);
+    if (!p.symmetric) place_lines(&p.target, &next);
+    plan_.positions = next;
+    next += n_chunks(p.query.n_sites) * p.window.n_offsets();
+    plan_.cursors = reinterpret_cast<int32_t*>(next);
+    plan_.hits = reinterpret_cast<uint8_t*>(plan_.cursors + n_streams(p.window, p.symmetric) * p.query.n_sites);
+    plan_.offset_start = start.as<int64_t>();
+    const py::gil_scoped_release release;
+    find_lines(&p.query, p.window.n_axes, p.target_shape);
+    if (p.symmetric) p.target = p.query;
+    else find_lines(&p.target, p.window.n_axes, p.target_shape);
+    count_pairs(plan_, n_threads);
+    return n_pairs_ = plan_.offset_start[p.window.n_offsets()];
+  }
+
+  void fill(const Arg& query_rows, const Arg& target_rows, int n_threads) {
+    if (n_pairs_ < 0) throw std::runtime_error("build_pairs: count() comes before fill()");
+    check_.tensor("query_rows", query_rows.view, DType::kInt32, {n_pairs_});
+    check_.tensor("target_rows", target_rows.view, DType::kInt32, {n_pairs_});
+    check_.disjoint("query_rows", query_rows.view, "target_rows", target_rows.view);
+    const py::gil_scoped_release release;
+    fill_pairs(plan_, query_rows.view.as<int32_t>(), target_rows.view.as<int32_t>(), n_threads);
+  }
+
+ private:
+  static void place_lines(SiteLines* s, int64_t** next) {
+    s->line_key = *next;
+    s->last = reinterpret_cast<int32_t*>(*next + s->n_sites);
+    s->line_start = s->last + s->n_sites + 1;
+    *next += 2 * s->n_sites + 2;
+  }
+
+  Check check_{"build_pairs"};
+  py::object query_, target_, workspace_, offset_start_;
+  PairPlan plan_{};
+  int64_t n_pairs_ = -1;
+};
 
 int64_t dilate(const Arg& keys, int64_t extent_in, int64_t extent_out, int64_t inner, int64_t kernel, int64_t stride,
                int64_t padding, int64_t dilation, bool transposed, const Arg& workspace, const Arg& out) {
@@ -129,9 +136,11 @@ int64_t dilate(const Arg& keys, int64_t extent_in, int64_t extent_out, int64_t i
 }  // namespace
 
 void bind_rulebook(py::module_& m) {
-  m.def("pair_chunks", &n_pair_chunks, py::arg("n_query"));
-  m.def("plan_pairs", &plan_pairs);
-  m.def("fill_pairs", &fill_pairs_checked);
+  py::class_<Plan>(m, "PairPlan")
+      .def(py::init<py::object, py::object, const Ints&, const Ints&, const Ints&, const Ints&, const Ints&, bool>())
+      .def("workspace", &Plan::workspace)
+      .def("count", &Plan::count)
+      .def("fill", &Plan::fill);
   m.def("axis_fan_out", [](int64_t kernel, int64_t stride, int64_t dilation, bool transposed) {
     return axis_fan_out({1, 1, 1, kernel, stride, 0, dilation, transposed});
   });

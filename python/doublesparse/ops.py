@@ -7,6 +7,8 @@ Features are float32 or float64. Every result has the same bits for any number o
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -59,20 +61,16 @@ def build_pairs(
     Returns:
         ``query_rows`` int32 (n_pairs,), ``target_rows`` int32 (n_pairs,), ``offset_start`` int64 (n_offsets + 1,).
     """
-    n_query, n_target, n_offsets = len(query_coords), len(target_coords), 1
-    for k in kernel:
-        n_offsets *= k
-    query_work = torch.empty(2 * n_query + 1, dtype=torch.int64)
-    target_work = query_work if symmetric else torch.empty(2 * n_target + 1, dtype=torch.int64)
-    counts = torch.empty(_C.pair_chunks(n_query) * n_offsets, dtype=torch.int64)
-    offset_start = torch.empty(n_offsets + 1, dtype=torch.int64)
+    plan = _C.PairPlan(
+        query_coords, target_coords, target_shape, kernel, stride, padding, dilation, symmetric
+    )
     threads = torch.get_num_threads()
-    problem = (query_coords, query_work, target_coords, target_work, target_shape, kernel, stride, padding)
-    problem += (dilation, symmetric, counts, offset_start)
-    n_pairs = _C.plan_pairs(*problem, threads)
+    workspace = torch.empty(plan.workspace(), dtype=torch.int64)
+    offset_start = torch.empty(math.prod(kernel) + 1, dtype=torch.int64)
+    n_pairs = plan.count(workspace, offset_start, threads)
     query_rows = torch.empty(n_pairs, dtype=torch.int32)
     target_rows = torch.empty(n_pairs, dtype=torch.int32)
-    _C.fill_pairs(*problem, query_rows, target_rows, threads)
+    plan.fill(query_rows, target_rows, threads)
     return query_rows, target_rows, offset_start
 
 

@@ -26,13 +26,12 @@ struct Window {
 struct SiteLines {
   const int32_t* coords;
   int64_t n_sites;
-  int n_axes;
-  int32_t* last;          // (n_sites): the last coordinate, contiguous
+  int32_t* last;          // (n_sites + 1): the last coordinate, contiguous, and one readable entry more
   int32_t* line_start;    // (n_sites + 1): first site of each line, then n_sites
-  int64_t* line_key;      // (n_sites): linear key of batch and all but the last coordinate, in `shape`
+  int64_t* line_key;      // (n_sites): linear key of batch and all but the last coordinate, in the target's shape
   int64_t n_lines;
 };
-void find_lines(SiteLines* sites, const int64_t* shape);
+void find_lines(SiteLines* sites, int n_axes, const int64_t* shape);
 
 struct PairProblem {
   SiteLines query, target;
@@ -41,16 +40,23 @@ struct PairProblem {
   bool symmetric;         // submanifold: query is target; half of the offsets is merged, the rest mirrored
 };
 
-// Work is cut into chunks of whole query lines, about kChunkSites sites each.
-constexpr int64_t kChunkSites = 4096;
-inline int64_t n_pair_chunks(int64_t n_query) { return n_query / kChunkSites + 1; }
+// A stream is one merge: up to kMaxStreamTaps taps of one kernel row that read adjacent positions (dilation 1), or a
+// single tap. Its result for a query site is a cursor into the target's line and one hit bit a tap; counting makes
+// them, filling reads them, so that lines are merged once.
+constexpr int64_t kMaxStreamTaps = 8;
+constexpr int64_t kChunkSites = 2048;             // a job's query sites
+struct PairPlan {
+  PairProblem problem;
+  int32_t* cursors;       // (n_streams, n_query)
+  uint8_t* hits;          // (n_streams, n_query)
+  int64_t* positions;     // (n_chunks, n_offsets): where a chunk's part of each list starts
+  int64_t* offset_start;  // (n_offsets + 1)
+};
+int64_t n_streams(const Window& window, bool symmetric);
+inline int64_t n_chunks(int64_t n_query) { return (n_query + kChunkSites - 1) / kChunkSites; }
 
-// counts (n_pair_chunks, n_offsets): pairs of each chunk and offset. Then, with the positions that the caller makes
-// of them (place_pairs), fill_pairs writes query_rows and target_rows, each list ascending.
-void count_pairs(const PairProblem& problem, int64_t* counts, int n_threads);
-void place_pairs(const PairProblem& problem, int64_t* counts_to_positions, int64_t* offset_start);
-void fill_pairs(const PairProblem& problem, int64_t* positions, const int64_t* offset_start,
-                int32_t* query_rows, int32_t* target_rows, int n_threads);
+void count_pairs(const PairPlan& plan, int n_threads);       // fills everything but the pairs
+void fill_pairs(const PairPlan& plan, int32_t* query_rows, int32_t* target_rows, int n_threads);
 
 // Output sites along one axis: from sorted keys ((outer * extent_in + c) * inner + rest) to the sorted, unique keys
 // of all positions c' with c' * stride - padding + t * dilation == c for a tap t (or c == ... transposed).
