@@ -1,6 +1,7 @@
 #include "bind/tensor_arg.h"
 
 #include <cstring>
+#include <limits>
 
 #include "core/dlpack.h"
 
@@ -133,17 +134,31 @@ void Check::starts(const char* name, const TensorView& t, int64_t total) const {
     throw py::value_error(std::string(operation) + ": " + name + " must ascend from 0 to " + std::to_string(total));
 }
 
-void Check::rows(const char* name, const TensorView& t, int64_t low, int64_t high) const {
-  const int32_t* v = t.as<int32_t>();
+void Check::starts_within(const char* name, const TensorView& t, int64_t total) const {
+  const int64_t* v = t.as<int64_t>();
   const int64_t n = t.n_elements();
-  int32_t least = INT32_MAX, most = INT32_MIN;
+  bool good = n > 0 && v[0] >= 0 && v[n - 1] <= total;
+  for (int64_t i = 1; good && i < n; ++i) good = v[i - 1] <= v[i];
+  if (!good)
+    throw py::value_error(std::string(operation) + ": " + name + " must ascend within 0 and " + std::to_string(total));
+}
+
+template <class Int>
+void rows_within(const std::string& where, const Int* v, int64_t n, int64_t low, int64_t high) {
+  Int least = std::numeric_limits<Int>::max(), most = std::numeric_limits<Int>::min();
   for (int64_t i = 0; i < n; ++i) {
     least = v[i] < least ? v[i] : least;
     most = v[i] > most ? v[i] : most;
   }
   if (n > 0 && (least < low || most >= high))
-    throw py::value_error(std::string(operation) + ": " + name + " must lie in [" + std::to_string(low) + ", " +
-                          std::to_string(high) + "), got " + std::to_string(least < low ? least : most));
+    throw py::value_error(where + " must lie in [" + std::to_string(low) + ", " + std::to_string(high) + "), got " +
+                          std::to_string(least < low ? least : most));
+}
+
+void Check::rows(const char* name, const TensorView& t, int64_t low, int64_t high) const {
+  const std::string where = std::string(operation) + ": " + name;
+  if (t.dtype == DType::kInt64) rows_within(where, t.as<int64_t>(), t.n_elements(), low, high);
+  else rows_within(where, t.as<int32_t>(), t.n_elements(), low, high);
 }
 
 DType Check::floating(const char* name, const TensorView& t) const {

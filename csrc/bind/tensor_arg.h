@@ -30,7 +30,9 @@ struct Check {
   void at_least(const char* name, int64_t value, int64_t least) const;
   // CSR starts: ascending from 0 to `total`.
   void starts(const char* name, const TensorView& t, int64_t total) const;
-  // every element in [low, high)
+  // CSR starts of a part: ascending within [0, total].
+  void starts_within(const char* name, const TensorView& t, int64_t total) const;
+  // every element (int32 or int64) in [low, high)
   void rows(const char* name, const TensorView& t, int64_t low, int64_t high) const;
   DType floating(const char* name, const TensorView& t) const;   // float32 or float64
 };

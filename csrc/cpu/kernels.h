@@ -4,6 +4,8 @@
 #include <cstdint>
 
 #include "core/cpu_features.h"
+#include "cpu/pool/pool.h"
+#include "cpu/rows/rows.h"
 
 namespace ds {
 
@@ -48,6 +50,12 @@ struct KernelSet {
   int panel_width;               // columns of a packed weight panel
   void (*gemm_tile)(const GemmTile<T>&);
   void (*weight_grad_block)(const WeightGradBlock<T>&);
+  // rows [row_begin, row_end) of the table
+  void (*window_max)(const WindowArgs<T>&, int64_t row_begin, int64_t row_end);
+  void (*window_sum)(const WindowArgs<T>&, int64_t row_begin, int64_t row_end);
+  // These two leave out segments longer than kSegmentChunk: the driver cuts them up (cpu/rows/segments.h).
+  void (*window_max_grad)(const WindowMaxGradArgs<T>&);
+  void (*segment_sum)(const SegmentSumArgs<T>&);
 };
 
 struct KernelTable {

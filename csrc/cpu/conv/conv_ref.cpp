@@ -1,9 +1,7 @@
-// Scalar kernels: the plain statement of what the SIMD kernels compute, kept as their oracle
-// (DOUBLESPARSE_ISA=reference). Panel width 1, so a packed weight is [offset][c_out][c_in].
-#include "cpu/kernels.h"
+// Panel width 1, so a packed weight is [offset][c_out][c_in].
+#include "cpu/reference.h"
 
 namespace ds {
-namespace {
 
 template <class T>
 void gemm_tile_ref(const GemmTile<T>& t) {
@@ -38,14 +36,9 @@ void weight_grad_block_ref(const WeightGradBlock<T>& t) {
   }
 }
 
-template <class T>
-constexpr KernelSet<T> reference_set() {
-  return {1, gemm_tile_ref<T>, weight_grad_block_ref<T>};
-}
-
-}  // namespace
-
-extern const KernelTable kReferenceKernels;
-const KernelTable kReferenceKernels = {Isa::kReference, reference_set<float>(), reference_set<double>()};
+template void gemm_tile_ref<float>(const GemmTile<float>&);
+template void gemm_tile_ref<double>(const GemmTile<double>&);
+template void weight_grad_block_ref<float>(const WeightGradBlock<float>&);
+template void weight_grad_block_ref<double>(const WeightGradBlock<double>&);
 
 }  // namespace ds

@@ -36,18 +36,18 @@ constexpr int64_t kBlockRows = 8 * kRows;
   return begin;
 }
 
-// y[0..R) += x[0..R) . w, over `depth` channels and one panel.
+// y[0..R) += x[0..R) . w over `depth` channels and one panel; x and y point at the rows' first channel.
 template <class T, int R, int V>
-[[gnu::always_inline]] inline void multiply_rows(const T* const* x, const T* w, int64_t depth,
-                                                 T* const* y) {
+[[gnu::always_inline]] inline void multiply_rows(const T* const* x, int64_t depth0, int64_t depth, const T* w,
+                                                 T* const* y, int64_t column) {
   Vec<T> acc[R][V];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 2
-    for (int v = 0; v < V; ++v) acc[r][v] = load(y[r] + v * kLanes<T>);
+    for (int v = 0; v < V; ++v) acc[r][v] = load(y[r] + column + v * kLanes<T>);
   const T* xr[R];
 #pragma GCC unroll 16
-  for (int r = 0; r < R; ++r) xr[r] = x[r];
+  for (int r = 0; r < R; ++r) xr[r] = x[r] + depth0;
   for (int64_t c = 0; c < depth; ++c) {
     Vec<T> b[V];
 #pragma GCC unroll 2
@@ -62,37 +62,45 @@ template <class T, int R, int V>
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 2
-    for (int v = 0; v < V; ++v) store(y[r] + v * kLanes<T>, acc[r][v]);
+    for (int v = 0; v < V; ++v) store(y[r] + column + v * kLanes<T>, acc[r][v]);
 }
 
-// The same for a row count known only at run time, and for a panel of which only `columns` exist in y.
+// The same for a row count known only at run time.
 template <class T, int V>
-void multiply_group(int rows, const T* const* x, const T* w, int64_t depth, T* const* y, int columns) {
-  T edge[kRows][V * kLanes<T>];
-  T* target[kRows];
-  const bool partial = columns < V * kLanes<T>;
-  for (int r = 0; r < rows; ++r) {
-    target[r] = partial ? edge[r] : y[r];
-    for (int c = 0; partial && c < V * kLanes<T>; ++c) edge[r][c] = c < columns ? y[r][c] : T(0);
-  }
+void multiply_group(int rows, const T* const* x, int64_t depth0, int64_t depth, const T* w, T* const* y,
+                    int64_t column) {
   switch (rows) {
-    case 1: multiply_rows<T, 1, V>(x, w, depth, target); break;
-    case 2: multiply_rows<T, 2, V>(x, w, depth, target); break;
-    case 3: multiply_rows<T, 3, V>(x, w, depth, target); break;
-    case 4: multiply_rows<T, 4, V>(x, w, depth, target); break;
-    case 5: multiply_rows<T, 5, V>(x, w, depth, target); break;
-    case 6: multiply_rows<T, 6, V>(x, w, depth, target); break;
+    case 1: return multiply_rows<T, 1, V>(x, depth0, depth, w, y, column);
+    case 2: return multiply_rows<T, 2, V>(x, depth0, depth, w, y, column);
+    case 3: return multiply_rows<T, 3, V>(x, depth0, depth, w, y, column);
+    case 4: return multiply_rows<T, 4, V>(x, depth0, depth, w, y, column);
+    case 5: return multiply_rows<T, 5, V>(x, depth0, depth, w, y, column);
+    case 6: return multiply_rows<T, 6, V>(x, depth0, depth, w, y, column);
 #if DS_VEC_BYTES == 64
-    case 7: multiply_rows<T, 7, V>(x, w, depth, target); break;
-    case 8: multiply_rows<T, 8, V>(x, w, depth, target); break;
-    case 9: multiply_rows<T, 9, V>(x, w, depth, target); break;
-    case 10: multiply_rows<T, 10, V>(x, w, depth, target); break;
-    case 11: multiply_rows<T, 11, V>(x, w, depth, target); break;
-    case 12: multiply_rows<T, 12, V>(x, w, depth, target); break;
+    case 7: return multiply_rows<T, 7, V>(x, depth0, depth, w, y, column);
+    case 8: return multiply_rows<T, 8, V>(x, depth0, depth, w, y, column);
+    case 9: return multiply_rows<T, 9, V>(x, depth0, depth, w, y, column);
+    case 10: return multiply_rows<T, 10, V>(x, depth0, depth, w, y, column);
+    case 11: return multiply_rows<T, 11, V>(x, depth0, depth, w, y, column);
+    case 12: return multiply_rows<T, 12, V>(x, depth0, depth, w, y, column);
 #endif
   }
-  for (int r = 0; partial && r < rows; ++r)
-    for (int c = 0; c < columns; ++c) y[r][c] = edge[r][c];
+}
+
+// A last panel of which only `columns` exist in y: through a buffer as wide as the panel.
+template <class T>
+void multiply_edge(int rows, const T* const* x, int64_t depth0, int64_t depth, const T* w, T* const* y,
+                   int64_t column, int64_t columns) {
+  T buffer[kRows][kPanel<T>];
+  T* target[kRows];
+  for (int r = 0; r < rows; ++r) {
+    target[r] = buffer[r];
+    for (int64_t c = 0; c < kPanel<T>; ++c) buffer[r][c] = c < columns ? y[r][column + c] : T(0);
+  }
+  if (columns > kLanes<T>) multiply_group<T, 2>(rows, x, depth0, depth, w, target, 0);
+  else multiply_group<T, 1>(rows, x, depth0, depth, w, target, 0);
+  for (int r = 0; r < rows; ++r)
+    for (int64_t c = 0; c < columns; ++c) y[r][column + c] = buffer[r][c];
 }
 
 // y = bias + the u rows of each output row, offsets ascending.
@@ -117,26 +125,28 @@ void init_rows(const GemmTile<T>& t) {
 
 // One block of at most kBlockRows pairs of one offset, all panels.
 template <class T>
-void multiply_block(const GemmTile<T>& t, const T* w, int64_t pair, int64_t n) {
-  // n pairs in groups of nearly equal size: a lone last row would leave the FMA pipes waiting on their own latency.
-  const int64_t n_groups = (n + kRows - 1) / kRows;
+void multiply_block(const GemmTile<T>& t, const T* w, int64_t pair, int n) {
+  const T* x[kBlockRows];
+  T* y[kBlockRows];
+  for (int r = 0; r < n; ++r) {
+    x[r] = t.x + t.src[pair + r] * t.ldx;
+    y[r] = t.y + t.dst[pair + r] * t.ldy;
+  }
+  // Groups of nearly equal size: a lone last row would leave the FMA pipes waiting on their own latency.
+  const int n_groups = (n + kRows - 1) / kRows, base = n / n_groups, larger = n % n_groups;
   for (int64_t depth0 = 0; depth0 < t.c_in; depth0 += kDepth) {
     const int64_t depth = t.c_in - depth0 < kDepth ? t.c_in - depth0 : kDepth;
     for (int64_t column = 0; column < t.c_out; column += kPanel<T>) {
       const T* panel = w + column * t.c_in + depth0 * kPanel<T>;
       const int64_t columns = t.c_out - column;
-      for (int64_t g = 0; g < n_groups; ++g) {
-        const int64_t first = pair + g * n / n_groups, last = pair + (g + 1) * n / n_groups;
-        const T* x[kRows];
-        T* y[kRows];
-        const int rows = static_cast<int>(last - first);
-        for (int r = 0; r < rows; ++r) {
-          x[r] = t.x + t.src[first + r] * t.ldx + depth0;
-          y[r] = t.y + t.dst[first + r] * t.ldy + column;
-        }
-        if (rows == kRows && columns >= kPanel<T>) multiply_rows<T, kRows, 2>(x, panel, depth, y);
-        else if (columns > kLanes<T>) multiply_group<T, 2>(rows, x, panel, depth, y, columns);
-        else multiply_group<T, 1>(rows, x, panel, depth, y, columns);
+      for (int g = 0, r = 0; g < n_groups; ++g) {
+        const int rows = base + (g < larger);
+        if (columns < kPanel<T> && columns != kLanes<T>)
+          multiply_edge(rows, x + r, depth0, depth, panel, y + r, column, columns);
+        else if (columns < kPanel<T>) multiply_group<T, 1>(rows, x + r, depth0, depth, panel, y + r, column);
+        else if (rows == kRows) multiply_rows<T, kRows, 2>(x + r, depth0, depth, panel, y + r, column);
+        else multiply_group<T, 2>(rows, x + r, depth0, depth, panel, y + r, column);
+        r += rows;
       }
     }
   }
@@ -151,7 +161,8 @@ void gemm_tile(const GemmTile<T>& t) {
     const int64_t begin = first_pair(t.dst, t.offset_start[k], list_end, t.row_begin);
     const int64_t end = first_pair(t.dst, begin, list_end, t.row_end);
     for (int64_t p = begin; p < end; p += kBlockRows)
-      multiply_block(t, t.w + k * offset_stride, p, end - p < kBlockRows ? end - p : kBlockRows);
+      multiply_block(t, t.w + k * offset_stride, p,
+                     static_cast<int>(end - p < kBlockRows ? end - p : kBlockRows));
   }
 }
 

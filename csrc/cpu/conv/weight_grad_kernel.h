@@ -11,7 +11,7 @@
 namespace ds {
 namespace {
 
-constexpr int kBlockPairs = 64;
+constexpr int kBlockPairs = 128;
 
 template <class T, int R>
 [[gnu::always_inline]] inline void accumulate_rows(const T* const* x, int64_t channel, const T* const* dy,
@@ -62,9 +62,27 @@ void accumulate_group(int rows, const T* const* x, int64_t channel, const T* con
 }
 
 template <class T>
+[[gnu::always_inline]] inline void prefetch_row(const T* row, int64_t n) {
+  for (int64_t c = 0; c < n; c += 64 / sizeof(T)) __builtin_prefetch(row + c, 0, 2);
+}
+
+// Rows of the next block, a few at each of the `n_steps` steps of the present one: their lists are long strides through
+// memory (every offset reads nearly all of x and dy again), and asked for at once they would fill the miss buffers.
+template <class T>
+[[gnu::always_inline]] inline void prefetch_share(const WeightGradBlock<T>& t, int64_t first, int64_t step,
+                                                  int64_t n_steps) {
+  const int64_t left = t.n_pairs - first, n = left < kBlockPairs ? left : kBlockPairs;
+  for (int64_t p = step * n / n_steps; p < (step + 1) * n / n_steps; ++p) {
+    prefetch_row(t.x + t.src[first + p] * t.ldx, t.c_in);
+    prefetch_row(t.dy + t.dst[first + p] * t.ldy, t.c_out);
+  }
+}
+
+template <class T>
 void weight_grad_block(const WeightGradBlock<T>& t) {
   for (int64_t i = 0; i < t.c_in * t.ldw; ++i) t.dw[i] = T(0);
   const int64_t n_groups = (t.c_in + kRows - 1) / kRows;
+  const int64_t n_steps = n_groups * ((t.c_out + kPanel<T> - 1) / kPanel<T>);
   const T* x[kBlockPairs];
   const T* dy[kBlockPairs];
   const T* dy_edge[kBlockPairs];
@@ -76,11 +94,13 @@ void weight_grad_block(const WeightGradBlock<T>& t) {
       x[p] = t.x + t.src[first + p] * t.ldx;
       dy[p] = t.dy + t.dst[first + p] * t.ldy;
     }
+    int64_t step = 0;
     for (int64_t column = 0; column < t.c_out; column += kPanel<T>) {
       const bool partial = t.c_out - column < kPanel<T>;
       for (int p = 0; partial && p < n; ++p)
         for (int c = 0; c < kPanel<T>; ++c) edge[p][c] = c < t.c_out - column ? dy[p][column + c] : T(0);
-      for (int64_t g = 0; g < n_groups; ++g) {
+      for (int64_t g = 0; g < n_groups; ++g, ++step) {
+        prefetch_share(t, first + kBlockPairs, step, n_steps);
         const int64_t c0 = g * t.c_in / n_groups, c1 = (g + 1) * t.c_in / n_groups;
         accumulate_group(static_cast<int>(c1 - c0), x, c0, partial ? dy_edge : dy, partial ? 0 : column, n,
                          t.dw + c0 * t.ldw + column, t.ldw);

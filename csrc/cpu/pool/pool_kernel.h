@@ -1,0 +1,164 @@
+// Maximum and sum over windows, vectorised across channels; rows of x and of the ground are read in place.
+//
+// Layout   x, ground, y (.., n_channels) row-major; arg int32 like y. For float64 the winners are int64 lanes in
+//          registers and are narrowed when stored.
+// Tile     4 vectors of channels: 4 maxima + 4 winners + value and mask fit 16 registers. A row's taps are first
+//          listed as pointers without a branch (whether a tap exists is a coin toss), kMaxTaps at a time; larger
+//          windows keep their state in y and arg between the lists.
+// Bound    bytes: n_out * taps rows read, one row (two for the maximum) written; 4 vector operations a tap.
+// Order    taps ascending; a later tap wins only if not (value <= best) and best is a number: so the first of equals
+//          stays, the first NaN stays, and any NaN beats a number.
+#pragma once
+#include "cpu/isa/vec.h"
+#include "cpu/kernels.h"
+
+namespace ds {
+namespace {
+
+constexpr int kMaxTaps = 64;
+
+template <class T> using IntVec = decltype(Vec<T>{} < Vec<T>{});     // lanes as wide as T
+typedef int32_t HalfIntVec __attribute__((vector_size(DS_VEC_BYTES / 2)));
+
+[[gnu::always_inline]] inline IntVec<float> load_ints(const int32_t* p, float) {
+  IntVec<float> v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+[[gnu::always_inline]] inline IntVec<double> load_ints(const int32_t* p, double) {
+  HalfIntVec v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return __builtin_convertvector(v, IntVec<double>);
+}
+[[gnu::always_inline]] inline void store_ints(int32_t* p, IntVec<float> v) { __builtin_memcpy(p, &v, sizeof v); }
+[[gnu::always_inline]] inline void store_ints(int32_t* p, IntVec<double> v) {
+  const HalfIntVec half = __builtin_convertvector(v, HalfIntVec);
+  __builtin_memcpy(p, &half, sizeof half);
+}
+
+// The taps of one window that read something.
+template <class T>
+struct TapList {
+  const T* row[kMaxTaps];
+  int32_t offset[kMaxTaps];
+  int n;
+
+  void collect(const WindowArgs<T>& a, const int32_t* entry, int64_t first, int64_t last) {
+    n = 0;
+    for (int64_t k = first; k < last; ++k) {
+      const bool active = entry[k] >= 0;
+      const int64_t at = active ? entry[k] : INT64_C(-2) - entry[k];
+      row[n] = (active ? a.x : a.ground) + (entry[k] == -1 ? 0 : at * a.n_channels);
+      offset[n] = static_cast<int32_t>(k);
+      n += entry[k] != -1;
+    }
+  }
+};
+
+template <class T, int V>
+[[gnu::always_inline]] inline void max_columns(const TapList<T>& taps, bool first, int64_t c, T* y,
+                                               int32_t* arg) {
+  Vec<T> best[V];
+  IntVec<T> winner[V];
+#pragma GCC unroll 4
+  for (int v = 0; v < V; ++v) {
+    const int64_t at = c + v * kLanes<T>;
+    best[v] = load((first ? taps.row[0] : y) + at);
+    winner[v] = first ? IntVec<T>{} + taps.offset[0] : load_ints(arg + at, T{});
+  }
+  for (int i = first; i < taps.n; ++i) {
+    const T* row = taps.row[i] + c;
+    const IntVec<T> offset = IntVec<T>{} + taps.offset[i];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) {
+      const Vec<T> value = load(row + v * kLanes<T>);
+      const IntVec<T> wins = ~(value <= best[v]) & (best[v] == best[v]);
+      best[v] = wins ? value : best[v];
+      winner[v] = wins ? offset : winner[v];
+    }
+  }
+#pragma GCC unroll 4
+  for (int v = 0; v < V; ++v) {
+    store(y + c + v * kLanes<T>, best[v]);
+    store_ints(arg + c + v * kLanes<T>, winner[v]);
+  }
+}
+
+template <class T>
+void max_list(const TapList<T>& taps, bool first, int64_t n_channels, T* y, int32_t* arg) {
+  constexpr int64_t kLane = kLanes<T>;
+  int64_t c = 0;
+  for (; c + 4 * kLane <= n_channels; c += 4 * kLane) max_columns<T, 4>(taps, first, c, y, arg);
+  for (; c + kLane <= n_channels; c += kLane) max_columns<T, 1>(taps, first, c, y, arg);
+  for (; c < n_channels; ++c) {
+    T best = first ? taps.row[0][c] : y[c];
+    int32_t winner = first ? taps.offset[0] : arg[c];
+    for (int i = first; i < taps.n; ++i) {
+      const T value = taps.row[i][c];
+      const bool wins = !(value <= best) & (best == best);
+      best = wins ? value : best;
+      winner = wins ? taps.offset[i] : winner;
+    }
+    y[c] = best;
+    arg[c] = winner;
+  }
+}
+
+template <class T>
+void window_max_kernel(const WindowArgs<T>& a, int64_t row_begin, int64_t row_end) {
+  TapList<T> taps;
+  for (int64_t i = row_begin; i < row_end; ++i) {
+    T* y = a.y + i * a.n_channels;
+    int32_t* arg = a.arg + i * a.n_channels;
+    bool empty = true;
+    for (int64_t k = 0; k < a.n_offsets; k += kMaxTaps) {
+      taps.collect(a, a.table + i * a.n_offsets, k, a.n_offsets - k < kMaxTaps ? a.n_offsets : k + kMaxTaps);
+      if (taps.n == 0) continue;
+      max_list(taps, empty, a.n_channels, y, arg);
+      empty = false;
+    }
+    for (int64_t c = 0; empty && c < a.n_channels; ++c) {
+      y[c] = -static_cast<T>(__builtin_inf());
+      arg[c] = -1;
+    }
+  }
+}
+
+template <class T, int V>
+[[gnu::always_inline]] inline void sum_columns(const TapList<T>& taps, bool first, int64_t c, T* y) {
+  Vec<T> sum[V];
+#pragma GCC unroll 8
+  for (int v = 0; v < V; ++v) sum[v] = first ? Vec<T>{} : load(y + c + v * kLanes<T>);
+  for (int i = 0; i < taps.n; ++i)
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) sum[v] += load(taps.row[i] + c + v * kLanes<T>);
+#pragma GCC unroll 8
+  for (int v = 0; v < V; ++v) store(y + c + v * kLanes<T>, sum[v]);
+}
+
+template <class T>
+void window_sum_kernel(const WindowArgs<T>& a, int64_t row_begin, int64_t row_end) {
+  constexpr int64_t kLane = kLanes<T>;
+  TapList<T> taps;
+  for (int64_t i = row_begin; i < row_end; ++i) {
+    T* y = a.y + i * a.n_channels;
+    int64_t k = 0;
+    do {                                                   // once even where the kernel has no offset: zeros
+      taps.collect(a, a.table + i * a.n_offsets, k, a.n_offsets - k < kMaxTaps ? a.n_offsets : k + kMaxTaps);
+      const bool first = k == 0;
+      int64_t c = 0;
+      for (; c + 8 * kLane <= a.n_channels; c += 8 * kLane) sum_columns<T, 8>(taps, first, c, y);
+      for (; c + 2 * kLane <= a.n_channels; c += 2 * kLane) sum_columns<T, 2>(taps, first, c, y);
+      for (; c + kLane <= a.n_channels; c += kLane) sum_columns<T, 1>(taps, first, c, y);
+      for (; c < a.n_channels; ++c) {
+        T sum = first ? T(0) : y[c];
+        for (int j = 0; j < taps.n; ++j) sum += taps.row[j][c];
+        y[c] = sum;
+      }
+      k += kMaxTaps;
+    } while (k < a.n_offsets);
+  }
+}
+
+}  // namespace
+}  // namespace ds

@@ -1,0 +1,22 @@
+#include "cpu/reference.h"
+
+namespace ds {
+namespace {
+
+template <class T>
+constexpr KernelSet<T> reference_set() {
+  return {1,
+          gemm_tile_ref<T>,
+          weight_grad_block_ref<T>,
+          window_max_ref<T>,
+          window_sum_ref<T>,
+          window_max_grad_ref<T>,
+          segment_sum_ref<T>};
+}
+
+}  // namespace
+
+extern const KernelTable kReferenceKernels;
+const KernelTable kReferenceKernels = {Isa::kReference, reference_set<float>(), reference_set<double>()};
+
+}  // namespace ds

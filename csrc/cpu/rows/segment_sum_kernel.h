@@ -1,0 +1,97 @@
+// Sums of feature rows, segment by segment: out[s] = bias + sum of values[rows[j]], or of (values[rows[j]] - mean)^2.
+//
+// Layout   values and out row-major, rows gathered in place; sums live in registers while kBlockRows rows pass by.
+// Tile     8 vectors of channels (8 of 16 registers on AVX2), then 4, 2, 1 and single channels: at 8 independent
+//          chains the adds (latency 3 to 4, two a cycle) keep up with L1; one vector alone still keeps up with memory.
+// Bound    bytes: n_positions rows read once. A block's rows (32 x 256 bytes of one tile) come from consecutive
+//          addresses soon after one another, so wide rows do not cross the whole segment once per tile.
+// Order    one chain per channel, j ascending, starting from bias.
+#pragma once
+#include "cpu/isa/vec.h"
+#include "cpu/kernels.h"
+
+namespace ds {
+namespace {
+
+constexpr int kBlockSegmentRows = 32;
+
+// from: what the sums start with, or null for zero.
+template <class T, int V, bool kSquared>
+[[gnu::always_inline]] inline void add_rows(const T* const* rows, int n, int64_t c, const T* mean,
+                                            const T* from, T* out) {
+  Vec<T> sum[V], centre[V];
+#pragma GCC unroll 8
+  for (int v = 0; v < V; ++v) {
+    sum[v] = from ? load(from + c + v * kLanes<T>) : Vec<T>{};
+    if (kSquared) centre[v] = load(mean + c + v * kLanes<T>);
+  }
+  for (int i = 0; i < n; ++i) {
+    const T* row = rows[i] + c;
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) {
+      const Vec<T> x = load(row + v * kLanes<T>);
+      if (kSquared) sum[v] = fma(x - centre[v], x - centre[v], sum[v]);
+      else sum[v] += x;
+    }
+  }
+#pragma GCC unroll 8
+  for (int v = 0; v < V; ++v) store(out + c + v * kLanes<T>, sum[v]);
+}
+
+template <class T, bool kSquared>
+void add_block(const T* const* rows, int n, int64_t n_channels, const T* mean, const T* from, T* out) {
+  constexpr int64_t kLane = kLanes<T>;
+  int64_t c = 0;
+  for (; c + 8 * kLane <= n_channels; c += 8 * kLane) add_rows<T, 8, kSquared>(rows, n, c, mean, from, out);
+  if (c + 4 * kLane <= n_channels) {
+    add_rows<T, 4, kSquared>(rows, n, c, mean, from, out);
+    c += 4 * kLane;
+  }
+  if (c + 2 * kLane <= n_channels) {
+    add_rows<T, 2, kSquared>(rows, n, c, mean, from, out);
+    c += 2 * kLane;
+  }
+  if (c + kLane <= n_channels) {
+    add_rows<T, 1, kSquared>(rows, n, c, mean, from, out);
+    c += kLane;
+  }
+  for (; c < n_channels; ++c) {
+    T sum = from ? from[c] : T(0);
+    for (int i = 0; i < n; ++i) sum += kSquared ? (rows[i][c] - mean[c]) * (rows[i][c] - mean[c]) : rows[i][c];
+    out[c] = sum;
+  }
+}
+
+template <class T, bool kSquared, class Index>
+[[gnu::always_inline]] inline void sum_segments(const SegmentSumArgs<T>& a, const Index* index) {
+  for (int64_t s = 0; s < a.n_segments; ++s) {
+    const int64_t end = a.start[s + 1];
+    if (end - a.start[s] > kSegmentChunk) continue;
+    T* out = a.out + s * a.n_channels;
+    const T* from = a.bias;
+    int64_t j = a.start[s];
+    do {                                                   // once for an empty segment
+      const T* rows[kBlockSegmentRows];
+      const int n = static_cast<int>(end - j < kBlockSegmentRows ? end - j : kBlockSegmentRows);
+      for (int i = 0; i < n; ++i) rows[i] = a.values + (index ? index[j + i] : j + i) * a.n_channels;
+      add_block<T, kSquared>(rows, n, a.n_channels, kSquared ? a.mean + s * a.n_channels : nullptr, from, out);
+      from = out;
+      j += n;
+    } while (j < end);
+  }
+}
+
+template <class T>
+void segment_sum_kernel(const SegmentSumArgs<T>& a) {
+  if (a.mean) {
+    if (a.rows32) sum_segments<T, true>(a, a.rows32);
+    else sum_segments<T, true>(a, a.rows64);
+  } else if (a.rows32) {
+    sum_segments<T, false>(a, a.rows32);
+  } else {
+    sum_segments<T, false>(a, a.rows64);
+  }
+}
+
+}  // namespace
+}  // namespace ds
