@@ -127,7 +127,7 @@ int64_t dilate(const Arg& keys, int64_t extent_in, int64_t extent_out, int64_t i
   const AxisWindow axis{extent_in, extent_out, inner, kernel, stride, padding, dilation, transposed};
   check.tensor("keys", keys.view, DType::kInt64, {-1});
   const int64_t n = keys.view.shape[0];
-  check.tensor("workspace", workspace.view, DType::kInt64, {2 * (n + kernel)});
+  check.tensor("workspace", workspace.view, DType::kInt64, {axis_workspace(n, kernel)});
   check.tensor("out", out.view, DType::kInt64, {n * axis_fan_out(axis)});
   const py::gil_scoped_release release;
   return dilate_axis(keys.view.as<int64_t>(), n, axis, workspace.view.as<int64_t>(), out.view.as<int64_t>());
@@ -144,6 +144,7 @@ void bind_rulebook(py::module_& m) {
   m.def("axis_fan_out", [](int64_t kernel, int64_t stride, int64_t dilation, bool transposed) {
     return axis_fan_out({1, 1, 1, kernel, stride, 0, dilation, transposed});
   });
+  m.def("axis_workspace", &axis_workspace);
   m.def("dilate_axis", &dilate);
   m.def("coords_to_keys", [](const Arg& coords, const Ints& shape, const Arg& keys, int n_threads) {
     const Check check{"linear_keys"};

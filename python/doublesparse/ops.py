@@ -99,7 +99,7 @@ def output_coords(
             return coords.new_empty(0, coords.shape[1])
         axis = (shape[a], out_shape[a], inner, kernel[a], stride[a], padding[a], dilation[a], transposed)
         fan_out = _C.axis_fan_out(kernel[a], stride[a], dilation[a], transposed)
-        workspace = torch.empty(2 * (len(keys) + kernel[a]), dtype=torch.int64)
+        workspace = torch.empty(_C.axis_workspace(len(keys), kernel[a]), dtype=torch.int64)
         out = torch.empty(len(keys) * fan_out, dtype=torch.int64)
         keys = out[: _C.dilate_axis(keys, *axis, workspace, out)]
         shape[a] = out_shape[a]

@@ -67,7 +67,8 @@ struct AxisWindow {
 };
 // Upper bound of the number of keys per input key.
 int64_t axis_fan_out(const AxisWindow& axis);
-// workspace: 2 * n_keys int64; heads: kernel int64 pairs. Returns the number of keys written.
+// workspace: axis_workspace() int64. Returns the number of keys written.
+inline int64_t axis_workspace(int64_t n_keys, int64_t kernel) { return 3 * n_keys + 1 + 5 * kernel; }
 int64_t dilate_axis(const int64_t* keys, int64_t n_keys, const AxisWindow& axis, int64_t* workspace,
                     int64_t* out);
 

@@ -1,0 +1,41 @@
+"""Spatially sparse and pruned networks for PyTorch: the dense network's answer, faster.
+
+Call any PyTorch network on a `SparseTensor`:
+
+    >>> import torch, doublesparse as ds
+    >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 8, 3, padding=1), torch.nn.ReLU())
+    >>> image = torch.zeros(1, 1, 32, 32)
+    >>> image[0, 0, 10, 10:20] = 1.0
+    >>> y = net(ds.SparseTensor.from_dense(image))
+    >>> torch.allclose(y.to_dense(), net(image), atol=1e-6)
+    True
+"""
+
+import torch  # first: its OpenMP runtime is the one the kernels share
+
+from . import _collate, functional
+from ._cache import set_cache_limit
+from ._collate import collate
+from ._crossover import set_crossover
+from ._rulebook import Geometry, Rulebook, build_rulebook
+from .sites import Sites
+from .tensor import GroundState, SparseTensor
+
+_collate.register()
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Geometry",
+    "GroundState",
+    "Rulebook",
+    "Sites",
+    "SparseTensor",
+    "build_rulebook",
+    "collate",
+    "functional",
+    "set_cache_limit",
+    "set_crossover",
+]
+
+del torch

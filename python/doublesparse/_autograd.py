@@ -1,0 +1,351 @@
+"""Differentiable forms of the raw operators.
+
+Each is one `torch.autograd.Function`, skipped altogether where no gradient is wanted: its call costs more than a small kernel. Backward
+passes are kernels of the same kind (a gather has a segment sum as its gradient, and the other way round), so gradients too have the same
+bits for any number of threads. Second derivatives are not defined.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from . import ops
+
+
+def _wanted(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def _column_sum(rows: Tensor) -> Tensor:
+    """Sum over rows in a fixed order: (C,)."""
+    return ops.segment_sum(rows, None, torch.tensor([0, rows.shape[0]]))[0]
+
+
+# ------------------------------------------------------------------ sums of rows
+class Segments:
+    """Which rows are summed into which result: out[s] = sum of values[rows[j]], start[s] <= j < start[s + 1].
+
+    Attributes:
+        rows: int32 (m,), or None for the identity.
+        start: int64 (n_segments + 1,).
+        n_values: number of value rows.
+    """
+
+    __slots__ = ("_inverse", "n_values", "rows", "start")
+
+    def __init__(self, rows: Tensor | None, start: Tensor, n_values: int) -> None:
+        self.rows, self.start, self.n_values = rows, start, n_values
+        self._inverse: tuple[Tensor, Tensor] | None = None
+
+    @staticmethod
+    def identity(n: int) -> Segments:
+        """Every row its own sum."""
+        return Segments(torch.arange(n, dtype=torch.int32), torch.arange(n + 1), n)
+
+    @property
+    def inverse(self) -> tuple[Tensor, Tensor]:
+        """The transposed sums, for the gradient: (start (n_values + 1,), segment numbers); built on first use."""
+        if self._inverse is None:
+            start = self.start
+            first, last = (int(start[0]), int(start[-1])) if len(start) > 1 else (0, 0)
+            if self.rows is None:
+                rows = torch.arange(first, last, dtype=torch.int32)
+            else:
+                rows = self.rows[first:last]
+            segment = torch.repeat_interleave(start[1:] - start[:-1])
+            value_start, position = ops.invert_rows(rows, self.n_values)
+            self._inverse = value_start, segment[position]
+        return self._inverse
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the rows and of the inverse that a backward pass will build."""
+        n = int(self.start[-1]) if len(self.start) else 0
+        return 8 * len(self.start) + 8 * self.n_values + 12 * n
+
+
+class _SegmentSum(Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, bias: Tensor | None, segments: Segments) -> Tensor:
+        ctx.segments = segments
+        return ops.segment_sum(values, segments.rows, segments.start, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        dy = dy.contiguous()
+        d_values = d_bias = None
+        if ctx.needs_input_grad[0]:
+            start, segment = ctx.segments.inverse
+            d_values = ops.segment_sum(dy, segment, start)
+        if ctx.needs_input_grad[1]:
+            d_bias = _column_sum(dy)
+        return d_values, d_bias, None
+
+
+def segment_sum(values: Tensor, segments: Segments, bias: Tensor | None = None) -> Tensor:
+    """bias + sum of the value rows of every segment: (n_segments, C)."""
+    if _wanted(values, bias):
+        return _SegmentSum.apply(values, bias, segments)
+    return ops.segment_sum(values, segments.rows, segments.start, bias)
+
+
+class _SegmentSumSq(Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, mean: Tensor, start: Tensor) -> Tensor:
+        ctx.save_for_backward(values, mean)
+        ctx.start = start
+        return ops.segment_sum_sq(values, start, mean)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        values, mean = ctx.saved_tensors
+        start = ctx.start
+        segment = torch.repeat_interleave(start[1:] - start[:-1])
+        first, last = int(start[0]), int(start[-1])
+        deviation = (values[first:last] - mean[segment]) * (2 * dy[segment])
+        d_mean = None
+        if ctx.needs_input_grad[1]:
+            d_mean = -ops.segment_sum(deviation, None, start - first)
+        if (first, last) != (0, values.shape[0]):
+            whole = torch.zeros_like(values)
+            whole[first:last] = deviation
+            deviation = whole
+        return deviation, d_mean, None
+
+
+def segment_sum_sq(values: Tensor, start: Tensor, mean: Tensor) -> Tensor:
+    """Sum over each segment's contiguous rows of (x - mean)^2: (n_segments, C).
+
+    Args:
+        values: (n, C).
+        start: int64 (n_segments + 1,): segment s is rows start[s] .. start[s + 1].
+        mean: (n_segments, C).
+    """
+    if _wanted(values, mean):
+        return _SegmentSumSq.apply(values, mean, start)
+    return ops.segment_sum_sq(values, start, mean)
+
+
+class _GatherRows(Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, rows: Tensor) -> Tensor:
+        ctx.rows, ctx.n_values = rows, values.shape[0]
+        return values.index_select(0, rows)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        start, position = ops.invert_rows(ctx.rows, ctx.n_values)
+        return ops.segment_sum(dy.contiguous(), position, start), None
+
+
+def gather_rows(values: Tensor, rows: Tensor) -> Tensor:
+    """values[rows]: (m, C); the gradient of a repeated row is summed in a fixed order.
+
+    Args:
+        values: (n, C).
+        rows: int32 (m,), in [0, n).
+    """
+    if values.dtype in (torch.float32, torch.float64) and _wanted(values):
+        return _GatherRows.apply(values, rows)
+    return values.index_select(0, rows)
+
+
+def merge_repeats(features: Tensor, order: Tensor, start: Tensor, how: str) -> Tensor:
+    """One row per site out of the sorted rows features[order], segment by segment; how = sum, mean, max or first."""
+    if how == "first":  # the sort is stable
+        return features[order[start[:-1]]]
+    if how == "max":
+        segment = torch.repeat_interleave(start[1:] - start[:-1])[:, None].expand(-1, features.shape[1])
+        out = features.new_zeros(len(start) - 1, features.shape[1])
+        return out.scatter_reduce(0, segment, features[order], "amax", include_self=False)
+    total = segment_sum(features.contiguous(), Segments(order.to(torch.int32), start, features.shape[0]))
+    return total if how == "sum" else total / (start[1:] - start[:-1])[:, None]
+
+
+# ------------------------------------------------------------------ convolution
+class _Conv(Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        u: Tensor | None,
+        pairs: ops.Pairs,
+        n_dst: int,
+        groups: int,
+        transposed: bool,
+        taps: Segments | None,
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.args = pairs, groups, transposed, taps
+        return _conv(x, weight, bias, u, pairs, n_dst, groups, transposed, taps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        pairs, groups, transposed, taps = ctx.args
+        need_x, need_weight, need_bias, need_u = ctx.needs_input_grad[:4]
+        dy = dy.contiguous()
+        dx = dw = db = du = None
+        if need_x:
+            w = weight.flatten(2).contiguous()
+            dx = ops.conv(
+                dy, w, pairs.reversed(), x.shape[0], groups=groups, transposed=not transposed
+            )
+        if need_weight:
+            if transposed:
+                dw = ops.conv_weight_grad(dy, x, pairs.reversed(), groups)
+            else:
+                dw = ops.conv_weight_grad(x, dy, pairs, groups)
+            dw = dw.view(weight.shape)
+        if need_bias:
+            db = _column_sum(dy)
+        if need_u:
+            start, rows = taps.inverse
+            du = ops.segment_sum(dy, rows, start)
+        return dx, dw, db, du, None, None, None, None, None
+
+
+def _conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    u: Tensor | None,
+    pairs: ops.Pairs,
+    n_dst: int,
+    groups: int,
+    transposed: bool,
+    taps: Segments | None,
+) -> Tensor:
+    weight = weight.flatten(2).contiguous()
+    if u is None or taps is None:
+        return ops.conv(x, weight, pairs, n_dst, bias, groups, transposed=transposed)
+    return ops.conv(x, weight, pairs, n_dst, bias, groups, u, taps.start, taps.rows, transposed)
+
+
+def conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    pairs: ops.Pairs,
+    n_dst: int,
+    groups: int = 1,
+    transposed: bool = False,
+    u: Tensor | None = None,
+    taps: Segments | None = None,
+) -> Tensor:
+    """y[dst] = bias + the row's sum of u + sum over pairs of W_k x[src]: (n_dst, c_out).
+
+    Args:
+        x: (n_src, c_in), contiguous.
+        weight: (c_out, c_in / groups, *kernel), or (c_in, c_out / groups, *kernel) where `transposed`.
+        bias: (c_out,) or None.
+        pairs: of the rulebook.
+        n_dst: number of output rows.
+        groups: divides both channel counts.
+        transposed: the layout of `weight`.
+        u: (n_u, c_out): what inactive sites add, per kernel offset and class of the ground.
+        taps: which rows of `u` each output row adds.
+    """
+    if torch.is_grad_enabled() and (
+        weight.requires_grad
+        or x.requires_grad
+        or (bias is not None and bias.requires_grad)
+        or (u is not None and u.requires_grad)
+    ):
+        return _Conv.apply(x, weight, bias, u, pairs, n_dst, groups, transposed, taps)
+    return _conv(x, weight, bias, u, pairs, n_dst, groups, transposed, taps)
+
+
+# ------------------------------------------------------------------ windows
+class Table:
+    """What every tap of every output row reads.
+
+    Attributes:
+        rows: int32 (n_out, n_offsets): a feature row; -1 nothing; -2 - g the class row g of the ground.
+    """
+
+    __slots__ = ("_inverse", "rows")
+
+    def __init__(self, rows: Tensor) -> None:
+        self.rows = rows
+        self._inverse: dict[tuple[bool, int], tuple[Tensor, Tensor]] = {}
+
+    def inverse(self, n_rows: int, ground: bool = False) -> tuple[Tensor, Tensor]:
+        """Where each feature row (class row) is read: (start (n_rows + 1,), positions in the flat table); kept."""
+        found = self._inverse.get((ground, n_rows))
+        if found is None:
+            flat = self.rows.reshape(-1)
+            found = ops.invert_rows(-2 - flat if ground else flat, n_rows)
+            self._inverse[ground, n_rows] = found
+        return found
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the table and of the inverse that a backward pass will build."""
+        return 12 * self.rows.numel()
+
+
+class _WindowMax(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, ground: Tensor | None, table: Table) -> Tensor:
+        y, arg = ops.window_max(x, ground, table.rows)
+        ctx.save_for_backward(arg)
+        ctx.table = table
+        ctx.n_rows = x.shape[0], 0 if ground is None else ground.shape[0]
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        (arg,) = ctx.saved_tensors
+        dy, n_offsets = dy.contiguous(), ctx.table.rows.shape[1]
+        grads: list[Tensor | None] = [None, None]
+        for i, n_rows in enumerate(ctx.n_rows):
+            if ctx.needs_input_grad[i]:
+                start, index = ctx.table.inverse(n_rows, ground=i == 1)
+                grads[i] = ops.window_max_grad(dy, arg, start, index, n_offsets, n_rows)
+        return grads[0], grads[1], None
+
+
+def window_max(x: Tensor, ground: Tensor | None, table: Table) -> Tensor:
+    """Maximum over the taps of every output row: (n_out, C). Ties go to the lowest offset, NaN wins, no tap gives -inf."""
+    if _wanted(x, ground):
+        return _WindowMax.apply(x, ground, table)
+    return ops.window_max(x, ground, table.rows)[0]
+
+
+class _WindowSum(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, ground: Tensor | None, table: Table) -> Tensor:
+        ctx.table = table
+        ctx.n_rows = x.shape[0], 0 if ground is None else ground.shape[0]
+        return ops.window_sum(x, ground, table.rows)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        dy, n_offsets = dy.contiguous(), ctx.table.rows.shape[1]
+        grads: list[Tensor | None] = [None, None]
+        for i, n_rows in enumerate(ctx.n_rows):
+            if ctx.needs_input_grad[i]:
+                start, index = ctx.table.inverse(n_rows, ground=i == 1)
+                grads[i] = ops.segment_sum(dy, index // n_offsets, start)
+        return grads[0], grads[1], None
+
+
+def window_sum(x: Tensor, ground: Tensor | None, table: Table) -> Tensor:
+    """Sum over the taps of every output row: (n_out, C)."""
+    if _wanted(x, ground):
+        return _WindowSum.apply(x, ground, table)
+    return ops.window_sum(x, ground, table.rows)

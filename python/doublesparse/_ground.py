@@ -1,0 +1,312 @@
+"""The ground state: what inactive sites hold, one value per tuple of classes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import _cache
+from ._autograd import gather_rows
+from ._classes import AxisClasses, flat_taps, uniform_axes
+from .sites import Sites
+
+MAX_ROWS = 2**31 - 8  # class rows are numbered by int32, and tables code row g as -2 - g
+
+
+@dataclass(init=False, eq=False, repr=False)
+class GroundState:
+    """Values of the inactive sites (Graham 2014), separable into classes.
+
+    Attributes:
+        values: (1 or batch_size, n_1, ..., n_D, C), one row per tuple of classes. The leading 1
+            becomes batch_size at the first layer that treats samples differently.
+        axes: one class map per spatial axis.
+        is_zero: known to be zero, without a gradient: it costs nothing. `values` is then made on
+            first use.
+    """
+
+    values: Tensor
+    axes: tuple[AxisClasses, ...]
+    is_zero: bool
+
+    def __init__(self, values: Tensor, axes: Sequence[AxisClasses]) -> None:
+        """Values as rows.
+
+        Raises:
+            ValueError: `values` and `axes` do not fit, or the rows are too many for int32.
+        """
+        axes = tuple(axes)
+        wanted = tuple(a.n_classes for a in axes)
+        if values.dim() != 2 + len(axes) or tuple(values.shape[1:-1]) != wanted:
+            raise ValueError(
+                f"GroundState: values must have shape (1 or B, {wanted}, C), "
+                f"got {tuple(values.shape)}; give one row per tuple of classes"
+            )
+        if math.prod(values.shape[:-1]) > MAX_ROWS:
+            raise ValueError(
+                f"GroundState: the classes must number below 2^31, got {tuple(values.shape[:-1])}; "
+                "use a smaller background image"
+            )
+        self.values, self.axes, self.is_zero = values, axes, False
+
+    @classmethod
+    def _of(cls, values: Tensor, axes: tuple[AxisClasses, ...]) -> GroundState:
+        """Without checks."""
+        self = object.__new__(cls)
+        self.values, self.axes, self.is_zero = values, axes, False
+        return self
+
+    @classmethod
+    def zero(
+        cls,
+        channels: int,
+        spatial_shape: tuple[int, ...],
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> GroundState:
+        """The symbolic zero."""
+        self = object.__new__(cls)
+        self.axes, self.is_zero = uniform_axes(spatial_shape), True
+        self._lazy = (channels, dtype, device)
+        return self
+
+    @classmethod
+    def constant(cls, row: Tensor, spatial_shape: tuple[int, ...]) -> GroundState:
+        """One value per channel, `row` (C,), everywhere."""
+        n = row.shape[0]
+        return cls._of(row.view((1,) * (1 + len(spatial_shape)) + (n,)), uniform_axes(spatial_shape))
+
+    def __getattr__(self, name: str) -> Any:
+        """Make the values of a symbolic zero on first use."""
+        if name == "values" and "_lazy" in self.__dict__:
+            channels, dtype, device = self._lazy
+            shape = (1,) * (1 + len(self.axes)) + (channels,)
+            self.values = torch.zeros(shape, dtype=dtype, device=device)
+            return self.values
+        raise AttributeError(f"GroundState has no attribute {name!r}")
+
+    @property
+    def channels(self) -> int:
+        """Number of channels."""
+        return self._lazy[0] if self.is_zero else self.values.shape[-1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Data type of the values."""
+        return self._lazy[1] if self.is_zero else self.values.dtype
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether the values take part in autograd."""
+        return not self.is_zero and self.values.requires_grad
+
+    @property
+    def spatial_shape(self) -> tuple[int, ...]:
+        """Extents of the grid."""
+        return tuple(a.extent for a in self.axes)
+
+    @property
+    def n_classes(self) -> tuple[int, ...]:
+        """Number of classes per axis."""
+        return tuple(a.n_classes for a in self.axes)
+
+    @property
+    def n_rows(self) -> int:
+        """Number of class rows of one sample."""
+        return math.prod(a.n_classes for a in self.axes)
+
+    @property
+    def per_sample(self) -> bool:
+        """Whether samples hold different values."""
+        return not self.is_zero and self.values.shape[0] != 1
+
+    @property
+    def rows(self) -> Tensor:
+        """(1 or B times n_rows, C): the values, one class row after the other."""
+        return self.values.reshape(-1, self.channels)
+
+    def map(self, f: Callable[[Tensor], Tensor], keeps_zero: bool = False) -> GroundState:
+        """Apply a function of the values that keeps their rows (channels last, dim -1).
+
+        Args:
+            f: values -> values; the number of channels may change.
+            keeps_zero: f(0) == 0, so that a symbolic zero stays one.
+        """
+        if keeps_zero and self.is_zero:
+            return self
+        return GroundState._of(f(self.values), self.axes)
+
+    def rows_of(self, sites: Sites) -> Tensor:
+        """Class row of every site, int32 (n_sites,)."""
+        rows = sites.class_of(self.axes)
+        return rows + sites.batch * self.n_rows if self.per_sample else rows
+
+    def at(self, sites: Sites) -> Tensor:
+        """The ground's values at some sites: (n_sites, C)."""
+        if self.is_zero:
+            return self.values.new_zeros(sites.n_sites, self.channels)
+        return gather_rows(self.rows, self.rows_of(sites))
+
+    def n_positions(self) -> np.ndarray:
+        """Number of cells of every class, flat: int64 (n_rows,)."""
+        total = np.ones(1, np.int64)
+        for axis in self.axes:
+            total = np.outer(total, axis.counts()).reshape(-1)
+        return total
+
+    def n_inactive(self, sites: Sites) -> Tensor:
+        """Number of inactive sites of each sample and class, int64 (B, n_rows); remembered."""
+        key = ("inactive", self.axes)
+        found = _cache.get(sites, key)
+        if found is None:
+            n_rows, batch = self.n_rows, sites.batch_size
+            flat = sites.class_of(self.axes).long() + sites.batch.long() * n_rows
+            active = torch.bincount(flat, minlength=batch * n_rows).view(batch, n_rows)
+            found = torch.from_numpy(self.n_positions()) - active
+            _cache.put(sites, key, found, 8 * found.numel())
+        return found
+
+    def index(self, axes: tuple[AxisClasses, ...], reads: Sequence[np.ndarray]) -> GroundState:
+        """Other class maps: class c of new axis a holds what class reads[a][c] holds here."""
+        if self.is_zero or axes == self.axes:
+            return self
+        ids = np.arange(math.prod(a.n_classes for a in axes))
+        flat = flat_taps([r[:, None] for r in reads], self.n_classes, ids)[:, 0]
+        n_samples = self.values.shape[0]
+        if n_samples != 1:
+            flat = np.arange(n_samples, dtype=np.int32)[:, None] * self.n_rows + flat
+        values = gather_rows(self.rows, torch.from_numpy(np.ascontiguousarray(flat.reshape(-1))))
+        return GroundState._of(
+            values.view(n_samples, *(a.n_classes for a in axes), self.channels), axes
+        )
+
+    def cell_rows(self, batch_size: int) -> Tensor:
+        """Class row of every cell of the grid, in grid order: int32 (batch_size * cells,)."""
+        ids = np.zeros(1, np.int32)
+        for axis in self.axes:
+            ids = (ids[:, None] * np.int32(axis.n_classes) + axis.expand()).reshape(-1)
+        sample = np.arange(batch_size, dtype=np.int32) * np.int32(self.n_rows * self.per_sample)
+        return torch.from_numpy((sample[:, None] + ids).reshape(-1))
+
+    def same_as(self, other: GroundState) -> bool:
+        """Whether both hold the same values, known without looking at gradients."""
+        if self is other or (self.is_zero and other.is_zero):
+            return True
+        if self.is_zero or other.is_zero or self.requires_grad or other.requires_grad:
+            return False
+        same_map = self.axes == other.axes and self.values.shape == other.values.shape
+        return same_map and torch.equal(self.values, other.values)
+
+    def __repr__(self) -> str:
+        """Classes, samples and channels."""
+        if self.is_zero:
+            return f"GroundState(zero, spatial={self.spatial_shape}, channels={self.channels})"
+        return (
+            f"GroundState(classes={self.n_classes}, samples={self.values.shape[0]}, "
+            f"channels={self.channels}, {str(self.dtype).removeprefix('torch.')})"
+        )
+
+
+# ------------------------------------------------------------------ from what the user gives
+def make_ground(
+    ground: Any,
+    channels: int,
+    batch_size: int,
+    spatial_shape: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+    operation: str = "SparseTensor",
+) -> GroundState | None:
+    """A ground state from None, a number, (C,) or an image (1 or B, C, *spatial or 1s).
+
+    Raises:
+        TypeError: another type.
+        ValueError: another shape, or NaN or infinite values.
+    """
+    if ground is None:
+        return None
+    if isinstance(ground, GroundState):
+        return _check_state(ground, channels, batch_size, spatial_shape, dtype, operation)
+    if isinstance(ground, (int, float)):
+        if not math.isfinite(ground):
+            raise ValueError(
+                f"{operation}: ground must be finite, got {ground}; pass a finite value or None"
+            )
+        if ground == 0:
+            return GroundState.zero(channels, spatial_shape, dtype, device)
+    if isinstance(ground, Tensor) and ground.is_meta:
+        raise NotImplementedError(
+            f"{operation}: ground must hold data, got a meta tensor; use a CPU tensor"
+        )
+    try:
+        image = torch.as_tensor(ground, dtype=dtype, device=device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"{operation}: ground must be a number, a tensor or None, "
+            f"got {type(ground).__name__}; pass e.g. 0.0"
+        ) from error
+    if not bool(torch.isfinite(image.detach()).all()):
+        raise ValueError(
+            f"{operation}: ground must be finite, got NaN or infinity; use torch.nan_to_num"
+        )
+    if not image.requires_grad and not bool(image.any()):
+        image = image.new_zeros(())
+        _check_image(torch.as_tensor(ground), channels, batch_size, spatial_shape, operation)
+        return GroundState.zero(channels, spatial_shape, dtype, device)
+    return _from_image(image, channels, batch_size, spatial_shape, operation)
+
+
+def _check_image(
+    image: Tensor, channels: int, batch_size: int, spatial_shape: tuple[int, ...], operation: str
+) -> None:
+    n_axes, shape = len(spatial_shape), tuple(image.shape)
+    if image.dim() == 0 or (image.dim() == 1 and shape[0] == channels):
+        return
+    fits = (
+        image.dim() == 2 + n_axes
+        and shape[0] in (1, batch_size)
+        and shape[1] == channels
+        and all(m in (1, n) for m, n in zip(shape[2:], spatial_shape, strict=True))
+    )
+    if not fits:
+        raise ValueError(
+            f"{operation}: ground must be a number, ({channels},) or "
+            f"(1 or {batch_size}, {channels}, *{spatial_shape} or 1s), got {shape}; "
+            "give one value per channel or per position"
+        )
+
+
+def _from_image(
+    image: Tensor, channels: int, batch_size: int, spatial_shape: tuple[int, ...], operation: str
+) -> GroundState:
+    _check_image(image, channels, batch_size, spatial_shape, operation)
+    if image.dim() < 2:
+        return GroundState.constant(image.expand(channels).contiguous(), spatial_shape)
+    sides = zip(image.shape[2:], spatial_shape, strict=True)
+    axes = [AxisClasses.identity(n) if m > 1 else AxisClasses.uniform(n) for m, n in sides]
+    return GroundState(image.movedim(1, -1).contiguous(), axes)
+
+
+def _check_state(
+    ground: GroundState,
+    channels: int,
+    batch_size: int,
+    spatial_shape: tuple[int, ...],
+    dtype: torch.dtype,
+    operation: str,
+) -> GroundState:
+    """A GroundState given as such must belong to the same grid and channels."""
+    samples = 1 if ground.is_zero else ground.values.shape[0]
+    got = (samples, ground.spatial_shape, ground.channels, ground.dtype)
+    if got != (samples if samples == batch_size else 1, spatial_shape, channels, dtype):
+        raise ValueError(
+            f"{operation}: ground must belong to (1 or {batch_size} samples, {spatial_shape}, "
+            f"{channels} channels, {dtype}), got {got}; pass the ground of a tensor of this shape"
+        )
+    return ground

@@ -1,0 +1,131 @@
+"""Moving sites: interpolate (nearest) and pad. Every output position copies one input position.
+
+The tables come from torch itself, run on the positions of one axis: its index arithmetic (which
+rounds in float32) holds by construction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ._classes import PAD, Array
+from ._elementwise import refuse
+from ._regather import regather
+from .tensor import SparseTensor
+
+_EXACT_FLOAT32 = 1 << 24  # positions below this are exact in float32
+
+
+def _positions(extent: int, n_axes: int, dtype: torch.dtype) -> Tensor:
+    """0 .. extent - 1 along the first of the spatial axes of an image (1, 1, extent, 1, ...)."""
+    if dtype != torch.float64:
+        dtype = torch.float32 if extent <= _EXACT_FLOAT32 else torch.float64
+    return torch.arange(extent, dtype=dtype).view(1, 1, extent, *[1] * (n_axes - 1))
+
+
+def _column(moved: Tensor) -> Array:
+    return moved.reshape(-1, 1).long().numpy()
+
+
+# ------------------------------------------------------------------ interpolate
+def _of_axis(operation: str, name: str, value: Any, a: int, n_axes: int) -> Any:
+    if not isinstance(value, (tuple, list, torch.Size)):
+        return value
+    if len(value) != n_axes:
+        raise ValueError(
+            f"{operation}: {name} must be one number or one per spatial axis, {n_axes}, got "
+            f"{tuple(value)}; match the input"
+        )
+    return value[a]
+
+
+def interpolate(
+    input: SparseTensor,
+    size: Any = None,
+    scale_factor: Any = None,
+    mode: str = "nearest",
+    align_corners: bool | None = None,
+    recompute_scale_factor: bool | None = None,
+    antialias: bool = False,
+) -> SparseTensor:
+    """Nearest-neighbour resampling, with torch's arguments: one active site may go to many.
+
+    Raises:
+        NotImplementedError: a mode other than "nearest" and "nearest-exact".
+        ValueError: sizes and scales that torch refuses.
+    """
+    if mode not in ("nearest", "nearest-exact"):
+        refuse("interpolate", f"of a SparseTensor has the modes nearest and nearest-exact, not {mode!r}")
+    shape = input.sites.spatial_shape
+    n_axes = len(shape)
+    kwargs = {
+        "mode": mode,
+        "align_corners": align_corners,
+        "recompute_scale_factor": recompute_scale_factor,
+    }
+    if input.sites.is_full and n_axes <= 3:
+        dense = F.interpolate(input._dense_view(), size, scale_factor, antialias=antialias, **kwargs)
+        return SparseTensor._from_full(dense, keep_none=input.ground is None)
+    # torch's index rule differs between ranks, so the image has the rank of the input (at most 3)
+    rank = min(n_axes, 3)
+    taps = []
+    for a, extent in enumerate(shape):
+        of = [_of_axis("interpolate", n, v, a, n_axes) for n, v in (("size", size), ("scale_factor", scale_factor))]
+        sizes = of[0] if of[0] is None else [of[0], *[1] * (rank - 1)]
+        scales = of[1] if of[1] is None else [float(of[1]), *[1.0] * (rank - 1)]
+        moved = F.interpolate(_positions(extent, rank, input.dtype), sizes, scales, **kwargs)
+        taps.append(_column(moved))
+    return regather(input, taps)
+
+
+# ------------------------------------------------------------------ pad
+def pad(
+    input: SparseTensor, pad: Sequence[int], mode: str = "constant", value: float | None = None
+) -> SparseTensor:
+    """Constant, reflect, replicate or circular padding of space; negative numbers crop.
+
+    This is what `padding_mode=` of `nn.Conv*d` calls.
+
+    Raises:
+        ValueError: paddings that torch refuses, or an odd number of them.
+        NotImplementedError: padding of channels or batch.
+    """
+    shape = input.sites.spatial_shape
+    n_axes, pad = len(shape), [int(p) for p in pad]
+    if len(pad) % 2:
+        raise ValueError(f"pad: pad must have an even length, got {pad}; give (low, high) per axis")
+    if any(pad[2 * n_axes :]):
+        refuse("pad", "of a SparseTensor runs over space, not over channels or batch")
+    pad = (pad + [0] * 2 * n_axes)[: 2 * n_axes]
+    pairs = [(pad[2 * i], pad[2 * i + 1]) for i in reversed(range(n_axes))]
+    value = 0.0 if value is None else value
+    exists = input.ground is not None or mode != "constant" or max(pad) <= 0
+    if input.sites.is_full and exists and (n_axes <= 3 or mode == "constant"):
+        # torch takes the padding of all spatial axes at once only in the modes other than constant
+        dense = F.pad(input._dense_view(), pad, mode, value if mode == "constant" else None)
+        return SparseTensor._from_full(dense, keep_none=input.ground is None)
+    taps = [_padded_axis(*axis, mode) for axis in zip(shape, pairs, strict=True)]
+    if any(len(t) < 1 for t in taps):
+        raise ValueError(
+            f"pad: padding must leave at least one position per axis, got {pad} for {shape}; "
+            "crop less"
+        )
+    return regather(input, taps, value)
+
+
+def _padded_axis(extent: int, sides: tuple[int, int], mode: str) -> Array:
+    at = _positions(extent, 1, torch.float64)
+    if not any(sides):
+        return _column(at)
+    if mode == "constant":
+        return _column(F.pad(at, sides, mode, PAD))
+    if mode in ("reflect", "replicate", "circular"):
+        return _column(F.pad(at, sides, mode))
+    raise ValueError(
+        f"pad: mode must be constant, reflect, replicate or circular, got {mode!r}; pass one of them"
+    )

@@ -1,0 +1,219 @@
+"""Raw operators on windows and on segments of feature rows; the second half of ``ops.py``, which exports them.
+
+A *window table* is int32 (n_out, n_offsets): entry >= 0 is the feature row of the active site that the tap reads, -1
+reads nothing, -2 - g reads row g of the ground values (a *class row*).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import _C
+
+
+def _require_dims(operation: str, name: str, tensor: Tensor, dims: int) -> None:
+    """The allocations below need shapes; every other check is made by the kernels' binding."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(
+            f"{operation}: {name} must be a torch.Tensor, got {type(tensor).__name__}"
+        )
+    if tensor.dim() != dims:
+        raise ValueError(
+            f"{operation}: {name} must have {dims} dimensions, got {tensor.dim()}; "
+            f"its shape is {tuple(tensor.shape)}"
+        )
+
+
+def _require_size(operation: str, name: str, size: int) -> None:
+    if size < 0:
+        raise ValueError(f"{operation}: {name} must be at least 0, got {size}")
+
+
+# ------------------------------------------------------------------ index work
+def window_table(
+    pairs: _C.Pairs,
+    n_out: int,
+    out_class: Tensor | None = None,
+    tap_class: Tensor | None = None,
+    rows_per_sample: int = 0,
+    out_batch: Tensor | None = None,
+) -> Tensor:
+    """What every tap of every output row reads: int32 (n_out, n_offsets).
+
+    Args:
+        pairs: the active reads; dst = output rows, src = feature rows.
+        n_out: rows of the table; those that no pair names have ground taps only.
+        out_class: int32 (n_out,): class of each output row; None: inactive taps read nothing.
+        tap_class: int32 (n_classes, n_offsets): the input class that the tap reads, or -1 (padding, no such tap).
+        rows_per_sample: class rows of one sample, where the ground differs from sample to sample; else 0.
+        out_batch: int32 (n_out,): sample of each output row, with ``rows_per_sample``.
+
+    Raises:
+        ValueError: a row, class or sample is out of range, or a class row does not fit int32.
+    """
+    _require_size("window_table", "n_out", n_out)
+    table = torch.empty(n_out, pairs.n_offsets, dtype=torch.int32)
+    threads = torch.get_num_threads()
+    _C.window_table(pairs, out_class, tap_class, rows_per_sample, out_batch, table, threads)
+    return table
+
+
+def ground_taps(table: Tensor, n_class_rows: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The ground reads of a window table, as CSR into the sorted list of distinct (offset, class row).
+
+    Args:
+        table: int32 (n_out, n_offsets).
+        n_class_rows: every entry must be at least ``-1 - n_class_rows``.
+
+    Returns:
+        ``start`` int64 (n_out + 1,) and ``u_rows`` int32 (n_taps,): the u rows that each output row adds, offsets
+        ascending; ``class_rows`` int32 (n_u,) and ``u_offset_start`` int64 (n_offsets + 1,): u row u is the product
+        of class row ``class_rows[u]`` with the weight of the offset whose range holds u. So
+        ``Pairs(class_rows, arange(n_u), u_offset_start)`` computes u.
+
+    Raises:
+        ValueError: an entry is out of range, or n_u does not fit int32.
+    """
+    _require_dims("ground_taps", "table", table, 2)
+    _require_size("ground_taps", "n_class_rows", n_class_rows)
+    n_out, n_offsets = table.shape
+    flags = torch.zeros(n_offsets, n_class_rows, dtype=torch.int32)
+    start = torch.empty(n_out + 1, dtype=torch.int64)
+    u_offset_start = torch.empty(n_offsets + 1, dtype=torch.int64)
+    plan = (table, n_class_rows, flags, start, u_offset_start)
+    threads = torch.get_num_threads()
+    n_taps, n_u = _C.plan_ground_taps(*plan, threads)
+    u_rows = torch.empty(n_taps, dtype=torch.int32)
+    class_rows = torch.empty(n_u, dtype=torch.int32)
+    _C.fill_ground_taps(*plan, u_rows, class_rows, threads)
+    return start, u_rows, class_rows, u_offset_start
+
+
+def invert_rows(rows: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Where each value of [0, n) occurs in ``rows``, as CSR; negative rows are skipped.
+
+    Args:
+        rows: int32 (m,), below n.
+        n: number of values.
+
+    Returns:
+        ``start`` int64 (n + 1,) and ``index`` int64: positions j with ``rows[j] == v`` are
+        ``index[start[v] : start[v + 1]]``, ascending.
+    """
+    _require_dims("invert_rows", "rows", rows, 1)
+    _require_size("invert_rows", "n", n)
+    threads = torch.get_num_threads()
+    counts = torch.empty(_C.invert_chunks(len(rows), n, threads), n, dtype=torch.int64)
+    start = torch.empty(n + 1, dtype=torch.int64)
+    index = torch.empty(_C.plan_inverse(rows, counts, start, threads), dtype=torch.int64)
+    _C.fill_inverse(rows, counts, index, threads)
+    return start, index
+
+
+# ------------------------------------------------------------------ sums over segments
+def _workspace(values: Tensor, n_positions: int) -> Tensor:
+    size = _C.segment_workspace(values.dtype == torch.float64, n_positions, values.shape[1])
+    return torch.empty(size, dtype=torch.int64)
+
+
+def segment_sum(
+    values: Tensor, rows: Tensor | None, start: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    """``out[s] = bias + sum of values[rows[j]] for j in [start[s], start[s + 1])``: (n_segments, C).
+
+    Up to 1024 rows are added one after the other, longer segments in chunks of 1024 whose sums are added pairwise.
+
+    Args:
+        values: (n, C).
+        rows: int32 or int64 (m,), or None: row j is j.
+        start: int64 (n_segments + 1,), ascending within 0 and m (or n); it need not begin at 0.
+        bias: (C,) or None.
+    """
+    _require_dims("segment_sum", "values", values, 2)
+    _require_dims("segment_sum", "start", start, 1)
+    if rows is not None:
+        _require_dims("segment_sum", "rows", rows, 1)
+    out = values.new_empty(max(len(start) - 1, 0), values.shape[1])
+    workspace = _workspace(values, len(values) if rows is None else len(rows))
+    _C.segment_sum(values, rows, start, bias, workspace, out, torch.get_num_threads())
+    return out
+
+
+def segment_sum_sq(values: Tensor, start: Tensor, mean: Tensor) -> Tensor:
+    """``out[s] = sum of (values[j] - mean[s])^2 for j in [start[s], start[s + 1])``: (n_segments, C).
+
+    Args:
+        values: (n, C).
+        start: int64 (n_segments + 1,), ascending within 0 and n.
+        mean: (n_segments, C).
+    """
+    _require_dims("segment_sum_sq", "values", values, 2)
+    _require_dims("segment_sum_sq", "start", start, 1)
+    out = values.new_empty(max(len(start) - 1, 0), values.shape[1])
+    workspace = _workspace(values, len(values))
+    _C.segment_sum_sq(values, start, mean, workspace, out, torch.get_num_threads())
+    return out
+
+
+# ------------------------------------------------------------------ reductions over windows
+def window_max(x: Tensor, ground_rows: Tensor | None, table: Tensor) -> tuple[Tensor, Tensor]:
+    """Maximum over each window, and the tap that won.
+
+    The first of equal values wins, a NaN beats every number, and a window without any tap gives -inf and -1.
+
+    Args:
+        x: (n_active, C).
+        ground_rows: (n_class_rows, C), or None where the table names none.
+        table: int32 (n_out, n_offsets).
+
+    Returns:
+        ``y`` (n_out, C) and ``arg`` int32 (n_out, C).
+    """
+    _require_dims("window_max", "x", x, 2)
+    _require_dims("window_max", "table", table, 2)
+    y = x.new_empty(len(table), x.shape[1])
+    arg = torch.empty(y.shape, dtype=torch.int32)
+    _C.window_max(x, ground_rows, table, y, arg, torch.get_num_threads())
+    return y, arg
+
+
+def window_sum(x: Tensor, ground_rows: Tensor | None, table: Tensor) -> Tensor:
+    """Sum over each window's active and ground values, taps ascending: (n_out, C); arguments as ``window_max``.
+
+    Its gradient is ``segment_sum(dy, index // n_offsets, start)`` with ``invert_rows`` of the flat table.
+    """
+    _require_dims("window_sum", "x", x, 2)
+    _require_dims("window_sum", "table", table, 2)
+    y = x.new_empty(len(table), x.shape[1])
+    _C.window_sum(x, ground_rows, table, y, torch.get_num_threads())
+    return y
+
+
+def window_max_grad(
+    dy: Tensor,
+    arg: Tensor,
+    start: Tensor,
+    index: Tensor,
+    K: int,  # noqa: N803 - the formula's own name
+    n_rows: int,
+) -> Tensor:
+    """Gradient of ``window_max`` with respect to the rows that the windows read: (n_rows, C).
+
+    ``dx[v] = sum over j = o * K + k in index[start[v] : start[v + 1]] of dy[o] where arg[o] == k``.
+
+    Args:
+        dy: (n_out, C).
+        arg: int32 (n_out, C): the winning taps.
+        start: int64 (n_rows + 1,), and
+        index: int64: ``invert_rows`` of the flat table, or of ``-2 - table`` for the ground's rows.
+        K: number of offsets.
+        n_rows: rows of the result.
+    """
+    _require_dims("window_max_grad", "dy", dy, 2)
+    _require_dims("window_max_grad", "index", index, 1)
+    _require_size("window_max_grad", "n_rows", n_rows)
+    dx = dy.new_empty(n_rows, dy.shape[1])
+    workspace = _workspace(dy, len(index))
+    _C.window_max_grad(dy, arg, start, index, K, dx, workspace, torch.get_num_threads())
+    return dx

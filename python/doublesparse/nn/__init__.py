@@ -1,0 +1,57 @@
+"""Modules for spatially sparse networks: torch's constructors, parameters and `state_dict`s."""
+
+from ._conv import (
+    SparseConv1d,
+    SparseConv2d,
+    SparseConv3d,
+    SparseConv4d,
+    SparseConvTranspose1d,
+    SparseConvTranspose2d,
+    SparseConvTranspose3d,
+    SubmanifoldConv1d,
+    SubmanifoldConv2d,
+    SubmanifoldConv3d,
+    SubmanifoldConv4d,
+)
+from ._convert import ToDense, ToSparse, convert
+from ._inverse import SparseInverseConv1d, SparseInverseConv2d, SparseInverseConv3d
+from ._norm import SparseBatchNorm
+from ._pool import (
+    SparseAvgPool1d,
+    SparseAvgPool2d,
+    SparseAvgPool3d,
+    SparseGlobalAvgPool,
+    SparseGlobalMaxPool,
+    SparseMaxPool1d,
+    SparseMaxPool2d,
+    SparseMaxPool3d,
+)
+
+__all__ = [
+    "SparseAvgPool1d",
+    "SparseAvgPool2d",
+    "SparseAvgPool3d",
+    "SparseBatchNorm",
+    "SparseConv1d",
+    "SparseConv2d",
+    "SparseConv3d",
+    "SparseConv4d",
+    "SparseConvTranspose1d",
+    "SparseConvTranspose2d",
+    "SparseConvTranspose3d",
+    "SparseGlobalAvgPool",
+    "SparseGlobalMaxPool",
+    "SparseInverseConv1d",
+    "SparseInverseConv2d",
+    "SparseInverseConv3d",
+    "SparseMaxPool1d",
+    "SparseMaxPool2d",
+    "SparseMaxPool3d",
+    "SubmanifoldConv1d",
+    "SubmanifoldConv2d",
+    "SubmanifoldConv3d",
+    "SubmanifoldConv4d",
+    "ToDense",
+    "ToSparse",
+    "convert",
+]

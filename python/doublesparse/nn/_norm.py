@@ -1,0 +1,94 @@
+"""Batch normalization as a module, optionally synchronised over processes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import functional
+from .._torch_compat import BatchNormBase
+from ..tensor import SparseTensor
+
+
+class SparseBatchNorm(BatchNormBase):
+    """Batch normalization of a SparseTensor with any number of axes, or of a dense tensor.
+
+    It is torch's batch norm (Ioffe & Szegedy 2015): inactive sites count, as the value of their
+    class, so outputs, gradients and running buffers equal the dense layer's; with ground=None
+    active sites only. `nn.BatchNorm1d..3d` take a SparseTensor too; this one has no rank, and can
+    sum its statistics over processes. `state_dict` is theirs.
+
+    Args:
+        num_features: C.
+        eps: added to the variance.
+        momentum: weight of a batch in the running statistics; None: cumulative average.
+        affine: have weight and bias.
+        track_running_stats: keep running statistics, used in evaluation.
+        device: of the parameters.
+        dtype: of the parameters.
+        process_group: of `torch.distributed`, e.g. `torch.distributed.group.WORLD`: statistics in
+            training are those of the batches of all its processes. None: of this process alone.
+            The group is left out of a pickle.
+
+    Example:
+        >>> import torch, doublesparse as ds
+        >>> x = ds.SparseTensor(torch.ones(1, 2), torch.tensor([[0, 3, 1]]), (4, 4))
+        >>> norm = ds.nn.SparseBatchNorm(2)
+        >>> torch.allclose(norm(x).to_dense(), torch.nn.BatchNorm2d(2)(x.to_dense()))
+        True
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        process_group: Any = None,
+    ) -> None:
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype
+        )
+        self.process_group = process_group
+
+    def _check_input_dim(self, input: Any) -> None:
+        if input.dim() < 2:
+            raise ValueError(
+                f"SparseBatchNorm: input must have at least 2 dimensions, got {input.dim()}; "
+                "give (B, C, ...)"
+            )
+
+    def forward(self, input: SparseTensor | Tensor) -> Any:
+        """Normalize."""
+        if self.process_group is None or not self.training:
+            return super().forward(input)
+        if not isinstance(input, SparseTensor):
+            raise NotImplementedError(
+                "SparseBatchNorm: input must be a SparseTensor where process_group is given, got a "
+                "dense Tensor; use torch.nn.SyncBatchNorm"
+            )
+        factor = 0.0 if self.momentum is None else self.momentum
+        if self.track_running_stats and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            if self.momentum is None:
+                factor = 1.0 / float(self.num_batches_tracked)
+        return functional.batch_norm(
+            input,
+            self.running_mean,
+            self.running_var,
+            self.weight,
+            self.bias,
+            True,
+            factor,
+            self.eps,
+            process_group=self.process_group,
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "process_group": None}

@@ -1,0 +1,284 @@
+"""Sites: which cells of the grid are active, and in which order."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from itertools import count
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import _cache, ops
+from ._classes import AxisClasses
+
+_INT32_MAX = 2**31 - 1
+_INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
+_uids = count()
+
+
+class Sites:
+    """The active sites of a batch of grids: unique, in lexicographic order, immutable. A row number is a site's identity.
+
+    Made by `SparseTensor` and by the layers; equal geometry gives equal results, so everything that depends on geometry alone (the
+    rulebooks) is remembered here. Pickling leaves that out.
+
+    Attributes:
+        spatial_shape: extents of the grid, 1 to 4 of them.
+        batch_size: number of grids.
+        n_sites: number of active sites.
+        n_cells: batch_size times the product of the extents (a Python int below 2^63).
+        is_full: whether every cell is active (False where there is none).
+        device: where `coords` lives.
+        cache: what is remembered, by key.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_batch_start",
+        "_coords",
+        "_keys",
+        "batch_size",
+        "cache",
+        "device",
+        "is_full",
+        "n_cells",
+        "n_sites",
+        "spatial_shape",
+        "uid",
+    )
+
+    spatial_shape: tuple[int, ...]
+    cache: dict[Hashable, tuple[int, Any]]
+
+    def __init__(self, coords: Tensor | None, spatial_shape: tuple[int, ...], batch_size: int, device: torch.device) -> None:
+        """For internal use: coords int32 (n_sites, 1 + D), sorted and unique; None stands for all cells."""
+        self.spatial_shape = spatial_shape
+        self.batch_size = batch_size
+        self.n_cells = batch_size * math.prod(spatial_shape)
+        self.n_sites = self.n_cells if coords is None else coords.shape[0]
+        self.is_full = self.n_sites == self.n_cells > 0
+        self.device = device
+        self._coords = coords
+        self._keys: Tensor | None = None
+        self._batch_start: Tensor | None = None
+        self.cache = {}
+        self.uid = next(_uids)
+
+    @staticmethod
+    def full(batch_size: int, spatial_shape: Sequence[int], device: torch.device | str = "cpu") -> Sites:
+        """All cells active."""
+        return Sites(None, tuple(spatial_shape), batch_size, torch.device(device))
+
+    @staticmethod
+    def from_coords(
+        coords: Tensor, spatial_shape: Sequence[int], batch_size: int | None = None
+    ) -> tuple[Sites, Tensor | None, Tensor | None]:
+        """Check, sort and number sites.
+
+        Args:
+            coords: (n, 1 + D), columns [batch, spatial...], any order, any integer dtype (floats that are integers are taken too).
+            spatial_shape: D extents.
+            batch_size: number of samples; default: the largest batch index plus one (1 where there is no site).
+
+        Returns:
+            the sites; `order` int64 (n,): the given row that comes n-th, or None where the rows came sorted; `start` int64
+            (n_sites + 1,): the range of sorted rows of each site, or None where there are no repeats.
+
+        Raises:
+            TypeError: coords is no tensor, or of a dtype that holds no numbers of cells.
+            ValueError: rank, NaN, fractions, negative, out of range (names the first one), extents.
+            NotImplementedError: a meta tensor.
+        """
+        shape = check_shape(spatial_shape)
+        coords = _as_integers(coords, len(shape))
+        batch_size = _check_range(coords, shape, batch_size)
+        coords = coords.to(torch.int32).contiguous()
+        keys = ops.linear_keys(coords, shape)
+        order = None
+        if coords.shape[0] > 1 and not bool((keys[1:] > keys[:-1]).all()):
+            order = torch.argsort(keys, stable=True)
+            keys = keys[order]
+            first = torch.ones(len(keys), dtype=torch.bool, device=keys.device)
+            torch.ne(keys[1:], keys[:-1], out=first[1:])
+            if not bool(first.all()):
+                start = first.nonzero()[:, 0]
+                sites = Sites(coords[order[start]], shape, batch_size, coords.device)
+                return sites, order, torch.cat([start, start.new_full((1,), len(keys))])
+            coords = coords[order]
+        else:
+            coords = coords.clone()  # rows are read-only for us: later writes of the caller must not reach them
+        sites = Sites(coords, shape, batch_size, coords.device)
+        sites._keys = keys
+        return sites, order, None
+
+    @property
+    def n_axes(self) -> int:
+        """Number of spatial axes, D."""
+        return len(self.spatial_shape)
+
+    @property
+    def coords(self) -> Tensor:
+        """int32 (n_sites, 1 + D), columns [batch, spatial...]; read-only."""
+        if self._coords is None:
+            shape = (self.batch_size, *self.spatial_shape)
+            axes = [torch.arange(n, dtype=torch.int32, device=self.device) for n in shape]
+            grids = torch.meshgrid(*axes, indexing="ij")
+            self._coords = torch.stack([g.reshape(-1) for g in grids], 1)
+        return self._coords
+
+    @property
+    def keys(self) -> Tensor:
+        """int64 (n_sites,), row-major number of each site's cell; strictly increasing."""
+        if self._keys is None:
+            if self._coords is None:
+                self._keys = torch.arange(self.n_cells, device=self.device)
+            else:
+                self._keys = ops.linear_keys(self._coords, self.spatial_shape)
+        return self._keys
+
+    @property
+    def batch_start(self) -> Tensor:
+        """int64 (batch_size + 1,): rows batch_start[b] .. batch_start[b + 1] are the sites of sample b."""
+        if self._batch_start is None:
+            samples = torch.arange(self.batch_size + 1, device=self.device)
+            if self.is_full:
+                self._batch_start = samples * (self.n_cells // self.batch_size)
+            else:
+                column = self.coords[:, 0].contiguous()
+                self._batch_start = torch.searchsorted(column, samples.to(torch.int32))
+        return self._batch_start
+
+    @property
+    def batch(self) -> Tensor:
+        """int32 (n_sites,), contiguous: the sample of every site."""
+        found = _cache.get(self, "batch")
+        if found is None:
+            found = self.coords[:, 0].contiguous()
+            _cache.put(self, "batch", found, 4 * self.n_sites)
+        return found
+
+    def class_of(self, axes: tuple[AxisClasses, ...]) -> Tensor:
+        """int32 (n_sites,): flat class number of every site, row-major over the axes' classes; remembered."""
+        key = ("class", axes)
+        found = _cache.get(self, key)
+        if found is None:
+            flat = np.zeros(self.n_sites, np.int32)
+            if math.prod(a.n_classes for a in axes) > 1:
+                coords = self.coords.numpy()
+                for a, axis in enumerate(axes):
+                    flat *= axis.n_classes
+                    flat += axis.lookup(coords[:, 1 + a])
+            found = _cache.put(self, key, torch.from_numpy(flat), 4 * self.n_sites)
+        return found
+
+    def same_as(self, other: Sites) -> bool:
+        """Whether both are the same sites of the same grid."""
+        if self is other:
+            return True
+        if (self.batch_size, self.spatial_shape, self.n_sites) != (other.batch_size, other.spatial_shape, other.n_sites):
+            return False
+        return self.is_full or torch.equal(self.coords, other.coords)
+
+    def to(self, device: torch.device | str) -> Sites:
+        """These sites on another device; nothing remembered moves along."""
+        device = torch.device(device)
+        if device == self.device:
+            return self
+        return Sites(None if self._coords is None else self._coords.to(device), self.spatial_shape, self.batch_size, device)
+
+    def __len__(self) -> int:
+        """Number of active sites."""
+        return self.n_sites
+
+    def __deepcopy__(self, memo: object) -> Sites:
+        """Immutable, so shared."""
+        return self
+
+    def __getstate__(self) -> tuple[Any, ...]:
+        """Everything but what is remembered; a full grid needs no coordinates."""
+        return (None if self.is_full else self.coords, self.spatial_shape, self.batch_size, str(self.device))
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        """The counterpart."""
+        coords, shape, batch_size, device = state
+        self.__init__(coords, tuple(shape), batch_size, torch.device(device) if coords is None else coords.device)  # type: ignore[misc]
+
+    def __repr__(self) -> str:
+        """Number of sites and the grid."""
+        return f"Sites(sites={self.n_sites}, batch={self.batch_size}, spatial={self.spatial_shape})"
+
+
+def check_shape(spatial_shape: Sequence[int], where: str = "SparseTensor") -> tuple[int, ...]:
+    """The extents as a tuple of ints.
+
+    Raises:
+        TypeError: not a sequence of integers.
+        ValueError: not 1 to 4 of them, one below 1 or above int32, or a product that int64 cannot hold.
+    """
+    if spatial_shape is None or isinstance(spatial_shape, (int, float, str)):
+        raise TypeError(f"{where}: spatial_shape must be a sequence of ints, got {spatial_shape!r}; pass e.g. (64, 64)")
+    try:
+        shape = tuple(n.__index__() for n in spatial_shape)
+    except (TypeError, AttributeError):
+        raise TypeError(f"{where}: spatial_shape must be a sequence of ints, got {spatial_shape!r}; pass e.g. (64, 64)") from None
+    if not 1 <= len(shape) <= 4:
+        raise ValueError(f"{where}: spatial_shape must have 1 to 4 extents, got {len(shape)}; drop or merge axes")
+    if min(shape) < 1 or max(shape) > _INT32_MAX:
+        raise ValueError(f"{where}: extents must lie in [1, 2^31 - 1], got {shape}; use a positive, smaller grid")
+    if math.prod(shape) >= 2**63:
+        raise ValueError(f"{where}: the product of the extents must be below 2^63, got {shape}; use a smaller grid")
+    return shape
+
+
+def _as_integers(coords: Tensor, n_axes: int) -> Tensor:
+    """Coordinates of an integer dtype, of the right rank, with integral values."""
+    if not isinstance(coords, Tensor):
+        raise TypeError(
+            f"SparseTensor: coords must be a Tensor, got {type(coords).__name__}; pass torch.tensor of shape (n_sites, {1 + n_axes})"
+        )
+    if coords.is_meta:
+        raise NotImplementedError("SparseTensor: coords must hold data, got a meta tensor; use a CPU tensor")
+    if coords.dim() != 2 or coords.shape[1] != 1 + n_axes:
+        raise ValueError(
+            f"SparseTensor: coords must have shape (n_sites, {1 + n_axes}), columns [batch, spatial...], got {tuple(coords.shape)}; "
+            f"spatial_shape has {n_axes} extents and the first column is the batch index"
+        )
+    if coords.dtype.is_floating_point:
+        if bool((coords != coords.floor()).any()) or bool(coords.isinf().any()):  # NaN != NaN, so a NaN is caught too
+            raise ValueError("SparseTensor: coords must be integers, got NaN, infinite or fractional values; use x.floor().long()")
+        return coords.detach().to(torch.int64)
+    if coords.dtype not in _INTEGERS:
+        raise TypeError(f"SparseTensor: coords must be of an integer dtype, got {coords.dtype}; use coords.to(torch.int32)")
+    return coords.to(torch.int64) if coords.dtype in (torch.uint16, torch.uint32, torch.uint64) else coords
+
+
+def _check_range(coords: Tensor, shape: tuple[int, ...], batch_size: int | None) -> int:
+    """The batch size, after checking that every site lies in the grid; names the first one that does not."""
+    if batch_size is not None:
+        if isinstance(batch_size, bool) or not hasattr(batch_size, "__index__"):
+            raise TypeError(f"SparseTensor: batch_size must be an int or None, got {batch_size!r}; pass the number of samples")
+        batch_size = batch_size.__index__()
+        if not 0 <= batch_size <= _INT32_MAX:
+            raise ValueError(f"SparseTensor: batch_size must lie in [0, 2^31 - 1], got {batch_size}; pass the number of samples")
+    if coords.shape[0] == 0:
+        batch_size = 1 if batch_size is None else batch_size
+    else:
+        low, high = coords.amin(0).tolist(), coords.amax(0).tolist()
+        known = batch_size
+        batch_size = high[0] + 1 if known is None else known
+        extents = (batch_size, *shape)
+        if min(low) < 0 or any(h >= n for h, n in zip(high, extents, strict=True)):
+            limit = torch.tensor(extents, device=coords.device)
+            row = int(((coords < 0) | (coords >= limit)).any(1).nonzero()[0])
+            fix = "raise batch_size or spatial_shape, or drop the site" if min(low) >= 0 else "drop the site or shift the grid"
+            raise ValueError(
+                f"SparseTensor: coords must lie in [0, {extents}), got {coords[row].tolist()} in row {row}; {fix}"
+            )
+    if batch_size * math.prod(shape) >= 2**63 or batch_size > _INT32_MAX:
+        raise ValueError(
+            f"SparseTensor: batch_size times the extents must be below 2^63, got {(batch_size, *shape)}; use a smaller grid"
+        )
+    return batch_size
