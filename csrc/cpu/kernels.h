@@ -13,11 +13,13 @@ namespace ds {
 // The list of offset k is pairs [offset_start[k], offset_start[k + 1]), ascending in dst: the tile's part of it
 // is found by binary search. For every output the sum runs over offsets, then input channels, ascending, in one
 // chain of multiply-adds: its bits depend on neither the tile nor the grouping of rows.
+constexpr int64_t kNarrowColumns = 4;   // up to here a weight is packed with panel width 1
+
 template <class T>
 struct GemmTile {
   const T* x;                    // (n_src, ldx), this group's c_in columns from column 0
   int64_t ldx;
-  const T* w;                    // packed: [offset][panel][c_in][panel_width], zero-padded
+  const T* w;                    // packed: [offset][panel][c_in][width], zero-padded; width = packed_width()
   int64_t n_offsets, c_in, c_out;
   T* y;                          // (n_dst, ldy)
   int64_t ldy;
@@ -69,7 +71,12 @@ const KernelTable* kernel_table_of(Isa isa);  // null where not compiled in
 Isa chosen_isa();                             // DOUBLESPARSE_ISA caps what detected_isa() found
 
 template <class T> const KernelSet<T>& kernels();
+template <class T> int64_t packed_width(int64_t c_out);   // of a group's packed weight
 template <> inline const KernelSet<float>& kernels<float>() { return kernel_table().f32; }
 template <> inline const KernelSet<double>& kernels<double>() { return kernel_table().f64; }
+
+template <class T> int64_t packed_width(int64_t c_out) {
+  return c_out <= kNarrowColumns ? 1 : kernels<T>().panel_width;
+}
 
 }  // namespace ds

@@ -38,16 +38,15 @@ void pack_panel(const ConvArgs<T>& a, int64_t c_in, int64_t c_out, int64_t group
 
 template <class T>
 int64_t conv_workspace(int64_t c_in, int64_t c_out, int64_t n_offsets, int64_t groups) {
-  const int64_t width = kernels<T>().panel_width;
+  const int64_t width = packed_width<T>(c_out / groups);
   return n_offsets * c_in * ceil_div(c_out / groups, width) * width;
 }
 
 template <class T>
 void conv(const ConvArgs<T>& a, int n_threads) {
   const KernelSet<T>& kernel = kernels<T>();
-  const int64_t width = kernel.panel_width;
   const int64_t c_in = a.c_in / a.groups, c_out = a.c_out / a.groups;
-  const int64_t n_panels = ceil_div(c_out, width);
+  const int64_t width = packed_width<T>(c_out), n_panels = ceil_div(c_out, width);
   const int64_t group_stride = a.pairs.n_offsets * n_panels * c_in * width;
   parallel_for(a.groups * n_panels, n_threads, [&](int64_t job) {
     pack_panel(a, c_in, c_out, job / n_panels, job % n_panels, n_panels, width,

@@ -9,6 +9,7 @@
 //          kDepth x kPanel weights streams from L2.
 // Bound    2 * n_pairs * c_in * c_out flops; bytes: n_pairs * (c_in read + 2 c_out through L2).
 #pragma once
+#include "cpu/conv/narrow_kernel.h"
 #include "cpu/isa/vec.h"
 #include "cpu/kernels.h"
 
@@ -24,17 +25,6 @@ constexpr int kRows = 6;         // 12 accumulators + 2 weights + 1 broadcast of
 template <class T> constexpr int kPanel = kVecs * kLanes<T>;
 constexpr int64_t kDepth = 256;          // input channels per pass: 256 x 16 floats = 16 KiB of L1
 constexpr int64_t kBlockRows = 8 * kRows;
-
-// First pair in [begin, end) whose output row is >= row.
-[[gnu::always_inline]] inline int64_t first_pair(const int32_t* dst, int64_t begin, int64_t end,
-                                                 int64_t row) {
-  while (begin < end) {
-    const int64_t middle = begin + (end - begin) / 2;
-    if (dst[middle] < row) begin = middle + 1;
-    else end = middle;
-  }
-  return begin;
-}
 
 // y[0..R) += x[0..R) . w over `depth` channels and one panel; x and y point at the rows' first channel.
 template <class T, int R, int V>
@@ -123,6 +113,31 @@ void init_rows(const GemmTile<T>& t) {
   }
 }
 
+// Few input channels (the first layer of a network): a panel's weights of one offset fit the registers, pairs stream by.
+template <class T, int C>
+void multiply_thin(const T* const* x, const T* w, int64_t c_out, T* const* y, int n) {
+  for (int64_t column = 0; column < c_out; column += kPanel<T>, w += C * kPanel<T>) {
+    Vec<T> b[C][kVecs];
+#pragma GCC unroll 8
+    for (int c = 0; c < C; ++c)
+#pragma GCC unroll 2
+      for (int v = 0; v < kVecs; ++v) b[c][v] = load(w + c * kPanel<T> + v * kLanes<T>);
+    for (int r = 0; r < n; ++r) {
+      Vec<T> acc[kVecs];
+#pragma GCC unroll 2
+      for (int v = 0; v < kVecs; ++v) acc[v] = load(y[r] + column + v * kLanes<T>);
+#pragma GCC unroll 8
+      for (int c = 0; c < C; ++c) {
+        const Vec<T> a = splat(x[r][c]);
+#pragma GCC unroll 2
+        for (int v = 0; v < kVecs; ++v) acc[v] = fma(a, b[c][v], acc[v]);
+      }
+#pragma GCC unroll 2
+      for (int v = 0; v < kVecs; ++v) store(y[r] + column + v * kLanes<T>, acc[v]);
+    }
+  }
+}
+
 // One block of at most kBlockRows pairs of one offset, all panels.
 template <class T>
 void multiply_block(const GemmTile<T>& t, const T* w, int64_t pair, int n) {
@@ -131,6 +146,14 @@ void multiply_block(const GemmTile<T>& t, const T* w, int64_t pair, int n) {
   for (int r = 0; r < n; ++r) {
     x[r] = t.x + t.src[pair + r] * t.ldx;
     y[r] = t.y + t.dst[pair + r] * t.ldy;
+  }
+  if (t.c_in <= 4 && t.c_out % kPanel<T> == 0) {
+    switch (t.c_in) {
+      case 1: return multiply_thin<T, 1>(x, w, t.c_out, y, n);
+      case 2: return multiply_thin<T, 2>(x, w, t.c_out, y, n);
+      case 3: return multiply_thin<T, 3>(x, w, t.c_out, y, n);
+      default: return multiply_thin<T, 4>(x, w, t.c_out, y, n);
+    }
   }
   // Groups of nearly equal size: a lone last row would leave the FMA pipes waiting on their own latency.
   const int n_groups = (n + kRows - 1) / kRows, base = n / n_groups, larger = n % n_groups;
@@ -155,6 +178,7 @@ void multiply_block(const GemmTile<T>& t, const T* w, int64_t pair, int n) {
 template <class T>
 void gemm_tile(const GemmTile<T>& t) {
   init_rows(t);
+  if (t.c_out <= kNarrowColumns) return narrow_tile(t);
   const int64_t offset_stride = t.c_in * ((t.c_out + kPanel<T> - 1) / kPanel<T>) * kPanel<T>;
   for (int64_t k = 0; k < t.n_offsets; ++k) {
     const int64_t list_end = t.offset_start[k + 1];
