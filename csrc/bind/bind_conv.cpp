@@ -42,10 +42,18 @@ void conv_checked(const Arg& x, const Arg& weight, const OptionalArg& bias, cons
     check.starts("u_start", u_start.view, u_rows.view.shape[0]);
     check.rows("u_rows", u_rows.view, 0, u.view.shape[0]);
     check.disjoint("y", y.view, "u", u.view);
+    check.disjoint("y", y.view, "u_start", u_start.view);
+    check.disjoint("y", y.view, "u_rows", u_rows.view);
   }
   pairs.check_fits(check, n_offsets, x.view.shape[0], n_dst);
+  pairs.check_disjoint(check, "y", y.view);
+  pairs.check_disjoint(check, "workspace", workspace.view);
   check.disjoint("y", y.view, "x", x.view);
   check.disjoint("y", y.view, "weight", weight.view);
+  check.disjoint("y", y.view, "workspace", workspace.view);
+  check.disjoint("workspace", workspace.view, "x", x.view);
+  check.disjoint("workspace", workspace.view, "weight", weight.view);
+  if (bias.given) check.disjoint("y", y.view, "bias", bias.view);
   check.tensor("workspace", workspace.view, dtype,
                {workspace_of(dtype == DType::kFloat64, c_in, c_out, n_offsets, groups)});
   const py::gil_scoped_release release;
@@ -73,6 +81,13 @@ void weight_grad_checked(const Arg& x, const Arg& dy, const Pairs& pairs, int64_
   groups_fit(check, groups, c_in, c_out);
   check.tensor("dw", dw.view, dtype, {c_out, c_in / groups, -1});
   pairs.check_fits(check, dw.view.shape[2], x.view.shape[0], dy.view.shape[0]);
+  pairs.check_disjoint(check, "dw", dw.view);
+  pairs.check_disjoint(check, "workspace", workspace.view);
+  check.disjoint("dw", dw.view, "x", x.view);
+  check.disjoint("dw", dw.view, "dy", dy.view);
+  check.disjoint("dw", dw.view, "workspace", workspace.view);
+  check.disjoint("workspace", workspace.view, "x", x.view);
+  check.disjoint("workspace", workspace.view, "dy", dy.view);
   check.tensor("workspace", workspace.view, dtype,
                {weight_grad_workspace_of(dtype == DType::kFloat64, c_in, c_out, pairs, groups)});
   const py::gil_scoped_release release;

@@ -74,7 +74,9 @@ class Plan {
     PairProblem& p = plan_.problem;
     check_.tensor("workspace", work, DType::kInt64, {this->workspace()});
     check_.tensor("offset_start", start, DType::kInt64, {p.window.n_offsets() + 1});
+    check_.disjoint("workspace", work, "offset_start", start);
     workspace_ = std::move(workspace);
+    work_ = work;
     offset_start_ = std::move(offset_start);
     int64_t* next = work.as<int64_t>();
     place_lines(&p.query, &next);
@@ -97,6 +99,8 @@ class Plan {
     check_.tensor("query_rows", query_rows.view, DType::kInt32, {n_pairs_});
     check_.tensor("target_rows", target_rows.view, DType::kInt32, {n_pairs_});
     check_.disjoint("query_rows", query_rows.view, "target_rows", target_rows.view);
+    check_.disjoint("query_rows", query_rows.view, "workspace", work_);
+    check_.disjoint("target_rows", target_rows.view, "workspace", work_);
     const py::gil_scoped_release release;
     fill_pairs(plan_, query_rows.view.as<int32_t>(), target_rows.view.as<int32_t>(), n_threads);
   }
@@ -111,6 +115,7 @@ class Plan {
 
   Check check_{"build_pairs"};
   py::object query_, target_, workspace_, offset_start_;
+  TensorView work_;
   PairPlan plan_{};
   int64_t n_pairs_ = -1;
 };
@@ -129,6 +134,9 @@ int64_t dilate(const Arg& keys, int64_t extent_in, int64_t extent_out, int64_t i
   const int64_t n = keys.view.shape[0];
   check.tensor("workspace", workspace.view, DType::kInt64, {axis_workspace(n, kernel)});
   check.tensor("out", out.view, DType::kInt64, {n * axis_fan_out(axis)});
+  check.disjoint("out", out.view, "keys", keys.view);
+  check.disjoint("out", out.view, "workspace", workspace.view);
+  check.disjoint("workspace", workspace.view, "keys", keys.view);
   const py::gil_scoped_release release;
   return dilate_axis(keys.view.as<int64_t>(), n, axis, workspace.view.as<int64_t>(), out.view.as<int64_t>());
 }
@@ -142,9 +150,18 @@ void bind_rulebook(py::module_& m) {
       .def("count", &Plan::count)
       .def("fill", &Plan::fill);
   m.def("axis_fan_out", [](int64_t kernel, int64_t stride, int64_t dilation, bool transposed) {
+    const Check check{"output_coords"};
+    check.at_least("kernel", kernel, 1);
+    check.at_least("stride", stride, 1);
+    check.at_least("dilation", dilation, 1);
     return axis_fan_out({1, 1, 1, kernel, stride, 0, dilation, transposed});
   });
-  m.def("axis_workspace", &axis_workspace);
+  m.def("axis_workspace", [](int64_t n_keys, int64_t kernel) {
+    const Check check{"output_coords"};
+    check.at_least("n_keys", n_keys, 0);
+    check.at_least("kernel", kernel, 1);
+    return axis_workspace(n_keys, kernel);
+  });
   m.def("dilate_axis", &dilate);
   m.def("coords_to_keys", [](const Arg& coords, const Ints& shape, const Arg& keys, int n_threads) {
     const Check check{"linear_keys"};
@@ -152,6 +169,7 @@ void bind_rulebook(py::module_& m) {
     int64_t extents[kMaxAxes];
     copy_axes(check, "shape", shape, n_axes, 0, extents);
     check.tensor("keys", keys.view, DType::kInt64, {coords.view.shape[0]});
+    check.disjoint("keys", keys.view, "coords", coords.view);
     const py::gil_scoped_release release;
     coords_to_keys(coords.view.as<int32_t>(), coords.view.shape[0], n_axes, extents, keys.view.as<int64_t>(), n_threads);
   });
@@ -161,6 +179,7 @@ void bind_rulebook(py::module_& m) {
     int64_t extents[kMaxAxes];
     copy_axes(check, "shape", shape, n_axes, 1, extents);
     check.tensor("keys", keys.view, DType::kInt64, {coords.view.shape[0]});
+    check.disjoint("coords", coords.view, "keys", keys.view);
     const py::gil_scoped_release release;
     keys_to_coords(keys.view.as<int64_t>(), keys.view.shape[0], n_axes, extents, coords.view.as<int32_t>(), n_threads);
   });

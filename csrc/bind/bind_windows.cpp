@@ -48,7 +48,6 @@ GroundTapsArgs ground_taps_args(const Check& check, const Arg& table, int64_t n_
   check.tensor("table", table.view, DType::kInt32, {-1, -1});
   check.at_least("n_class_rows", n_class_rows, 0);
   const int64_t n_out = table.view.shape[0], n_offsets = table.view.shape[1];
-  check.rows("table", table.view, -1 - n_class_rows, INT64_C(1) << 31);
   check.tensor("flags", flags.view, DType::kInt32, {n_offsets, n_class_rows});
   check.tensor("start", start.view, DType::kInt64, {n_out + 1});
   check.tensor("u_offset_start", u_offset_start.view, DType::kInt64, {n_offsets + 1});
@@ -61,10 +60,12 @@ py::tuple plan_ground_taps_checked(const Arg& table, int64_t n_class_rows, const
                                    const Arg& u_offset_start, int n_threads) {
   const Check check{"ground_taps"};
   const GroundTapsArgs args = ground_taps_args(check, table, n_class_rows, flags, start, u_offset_start);
+  bool good;
   {
     const py::gil_scoped_release release;
-    plan_ground_taps(args, n_threads);
+    good = plan_ground_taps(args, n_threads);
   }
+  if (!good) check.rows("table", table.view, -1 - n_class_rows, INT64_C(1) << 31);
   const int64_t n_u = args.u_offset_start[args.n_offsets];
   if (n_u > INT32_MAX)
     throw py::value_error("ground_taps: " + std::to_string(n_u) + " (offset, class row) products, at most 2^31 - 1 fit int32");
@@ -102,11 +103,14 @@ int64_t plan_inverse_checked(const Arg& rows, const Arg& counts, const Arg& star
   const int64_t n_values = counts.view.shape[1];
   check.at_least("chunks", counts.view.shape[0], 1);
   check.tensor("start", start.view, DType::kInt64, {n_values + 1});
-  check.rows("rows", rows.view, INT32_MIN, n_values);
   check.disjoint("counts", counts.view, "start", start.view);
-  const py::gil_scoped_release release;
-  plan_inverse(rows.view.as<int32_t>(), rows.view.shape[0], n_values, counts.view.shape[0],
-               counts.view.as<int64_t>(), start.view.as<int64_t>(), n_threads);
+  bool good;
+  {
+    const py::gil_scoped_release release;
+    good = plan_inverse({rows.view.as<int32_t>(), rows.view.shape[0], n_values, counts.view.shape[0]},
+                        counts.view.as<int64_t>(), start.view.as<int64_t>(), n_threads);
+  }
+  if (!good) check.rows("rows", rows.view, INT32_MIN, n_values);
   return start.view.as<int64_t>()[n_values];
 }
 
@@ -115,13 +119,12 @@ void fill_inverse_checked(const Arg& rows, const Arg& counts, const Arg& index, 
   check.tensor("rows", rows.view, DType::kInt32, {-1});
   check.tensor("counts", counts.view, DType::kInt64, {-1, -1});
   check.at_least("chunks", counts.view.shape[0], 1);
-  check.rows("rows", rows.view, INT32_MIN, counts.view.shape[1]);
   check.tensor("index", index.view, DType::kInt64, {-1});
   check.disjoint("index", index.view, "counts", counts.view);
   bool good;
   {
     const py::gil_scoped_release release;
-    good = fill_inverse(rows.view.as<int32_t>(), rows.view.shape[0], counts.view.shape[1], counts.view.shape[0],
+    good = fill_inverse({rows.view.as<int32_t>(), rows.view.shape[0], counts.view.shape[1], counts.view.shape[0]},
                         counts.view.as<int64_t>(), index.view.shape[0], index.view.as<int64_t>(), n_threads);
   }
   if (!good) throw py::value_error("invert_rows: the rows or the workspace changed since they were planned");

@@ -47,6 +47,14 @@ class Pairs {
                                   " of an operand with " + std::to_string(src_bound_ > n_src ? n_src : n_dst) + " rows");
   }
 
+  void check_disjoint(const Check& check, const char* name, const TensorView& out) const {
+    for (const pybind11::object* rows : {&src_, &dst_, &start_}) {
+      TensorView view;
+      view_of(*rows, &view);
+      check.disjoint(name, out, "the pairs", view);
+    }
+  }
+
   const PairList& list() const { return list_; }
   int64_t n_pairs() const { return list_.offset_start[list_.n_offsets]; }
   pybind11::object src_rows() const { return src_; }

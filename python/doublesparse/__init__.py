@@ -11,9 +11,9 @@ Call any PyTorch network on a `SparseTensor`:
     True
 """
 
-import torch  # first: its OpenMP runtime is the one the kernels share
+import torch as _torch  # noqa: F401 - first: its OpenMP runtime is the one the kernels share
 
-from . import _collate, functional
+from . import _collate, data, dispatch, functional, models, nn  # noqa: F401 (dispatch)
 from ._cache import set_cache_limit
 from ._collate import collate
 from ._crossover import set_crossover
@@ -33,9 +33,10 @@ __all__ = [
     "SparseTensor",
     "build_rulebook",
     "collate",
+    "data",
     "functional",
+    "models",
+    "nn",
     "set_cache_limit",
     "set_crossover",
 ]
-
-del torch

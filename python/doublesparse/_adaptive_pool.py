@@ -1,7 +1,7 @@
 """Adaptive average pools.
 
-Windows are long and few, so no table of taps is made: an active site goes to the few windows that hold it, and the ground counts as
-often as its class occurs, inactive, in a window.
+Windows are long and few, so no table of taps is made: an active site goes to the few windows that
+hold it, and the ground counts as often as its class occurs, inactive, in a window.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from torch import Tensor
 from . import _cache, _classes, _crossover, ops
 from ._autograd import Segments, gather_rows, segment_sum
 from ._classes import Array, AxisClasses
-from ._convolution import check_axes, check_dtype
+from ._geometry import Ints
 from ._global_pool import global_avg_pool
 from ._ground import GroundState
+from ._parameters import check_axes, check_dtype
 from ._regather import adaptive_taps, readers
-from ._rulebook import Ints
 from .sites import Sites
 from .tensor import SparseTensor
 
@@ -128,9 +128,7 @@ def _weighted_sum(rows: Tensor, weighted: _Weighted) -> Tensor:
 
 
 # ------------------------------------------------------------------ the windows
-def _build(
-    sites: Sites, size: Ints, axes: tuple[AxisClasses, ...] | None, n_samples: int
-) -> _Plan:
+def _build(sites: Sites, size: Ints, axes: tuple[AxisClasses, ...] | None, n_samples: int) -> _Plan:
     taps = [adaptive_taps(n, m) for n, m in zip(sites.spatial_shape, size, strict=True)]
     out_sites, src, dst = _joined(sites, taps)
     start = torch.searchsorted(dst, torch.arange(out_sites.n_sites + 1))
@@ -157,7 +155,9 @@ def _build(
     sample = np.arange(n_samples)[:, None]
     class_rows = (sample * n_rows + flat).reshape(-1)
     class_row = (sample * n_classes + row).reshape(-1)
-    class_ground = _weighted(class_row, class_rows, np.tile(count, n_samples), n_classes * n_samples)
+    class_ground = _weighted(
+        class_row, class_rows, np.tile(count, n_samples), n_classes * n_samples
+    )
     class_cells = np.bincount(row, weights=count, minlength=n_classes).astype(np.int64)
     class_size = torch.from_numpy(np.tile(class_cells, n_samples))[:, None]
     return _Plan(
@@ -197,7 +197,11 @@ def _histogram(reads: Array) -> tuple[Array, Array, Array]:
 def _product(
     ids: Sequence[Array], histograms: Sequence[tuple[Array, Array, Array]], n_in: Ints
 ) -> tuple[Array, Array, Array]:
-    """Histograms over flat classes of windows given by their class per axis: (window, flat class, count), sorted."""
+    """Histograms over flat classes of windows given by their class per axis.
+
+    Returns:
+        window, flat class and count, sorted.
+    """
     row = np.arange(len(ids[0]))
     flat, total = np.zeros(len(row), np.int64), np.ones(len(row), np.int64)
     for a, (start, classes, count) in enumerate(histograms):

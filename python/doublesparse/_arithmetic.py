@@ -69,7 +69,8 @@ def _merge_keys(a: Sites, b: Sites) -> tuple[Sites, Rows, Rows]:
     keys[rows_new] = b.keys[new]
     rows_b = rows_a[at.clamp(max=n_a - 1)]
     rows_b[new] = rows_new
-    sites = Sites(ops.coords_of_keys(keys, a.spatial_shape), a.spatial_shape, a.batch_size, a.device)
+    coords = ops.coords_of_keys(keys, a.spatial_shape)
+    sites = Sites(coords, a.spatial_shape, a.batch_size, a.device)
     sites._keys = keys
     return sites, rows_a, rows_b
 
@@ -88,10 +89,11 @@ def _lift(x: SparseTensor, sites: Sites, rows: Rows) -> Tensor:
 # ------------------------------------------------------------------ classes
 def _common_grounds(grounds: Sequence[GroundState]) -> tuple[list[Tensor], Any]:
     """Values of all grounds on common class maps: shapes that agree but for the channels."""
-    axes, reads = zip(*(merge(maps) for maps in zip(*(g.axes for g in grounds), strict=True)))
+    merged = [merge(maps) for maps in zip(*(g.axes for g in grounds), strict=True)]
+    axes = tuple(m[0] for m in merged)
     values = []
     for i, ground in enumerate(grounds):
-        values.append(ground.index(axes, [of_axis[i] for of_axis in reads]).values)
+        values.append(ground.index(axes, [reads[i] for _, reads in merged]).values)
     n_samples = max(v.shape[0] for v in values)
     shape = (n_samples, *(a.n_classes for a in axes))
     return [v.expand(*shape, v.shape[-1]) for v in values], axes
@@ -125,7 +127,7 @@ def zip_with(
     operation: str,
     keeps_zero: bool = False,
 ) -> SparseTensor:
-    """f of several sparse tensors: f maps tensors (..., C_i) to one (..., C').
+    """Apply f to several sparse tensors: f maps tensors (..., C_i) to one (..., C').
 
     Args:
         f: elementwise but for the last dimension, channels.
@@ -181,7 +183,9 @@ BINARY: dict[str, Rule] = {
     ),
     **dict.fromkeys(("pow", "float_power"), Rule(False, lambda n, first: not first and n > 0)),
     **dict.fromkeys(("maximum", "minimum", "fmax", "fmin"), Rule(True, lambda n, first: False)),
-    **dict.fromkeys(("hypot", "logaddexp", "atan2", "arctan2"), Rule(False, lambda n, first: False)),
+    **dict.fromkeys(
+        ("hypot", "logaddexp", "atan2", "arctan2"), Rule(False, lambda n, first: False)
+    ),
 }
 """Binary functions by name."""
 

@@ -1,12 +1,15 @@
 """Differentiable forms of the raw operators.
 
-Each is one `torch.autograd.Function`, skipped altogether where no gradient is wanted: its call costs more than a small kernel. Backward
-passes are kernels of the same kind (a gather has a segment sum as its gradient, and the other way round), so gradients too have the same
-bits for any number of threads. Second derivatives are not defined.
+Each is one `torch.autograd.Function`, skipped altogether where no gradient is wanted: its call
+costs more than a small kernel. Backward passes are kernels of the same kind (a gather has a segment
+sum as its gradient, and the other way round), so gradients too have the same bits for any number of
+threads. Second derivatives are not defined.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import lru_cache, wraps
 from typing import Any
 
 import torch
@@ -15,20 +18,40 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from . import ops
+from ._torch_compat import fast_apply
 
 
-def _wanted(*tensors: Tensor | None) -> bool:
+def wanted(*tensors: Tensor | None) -> bool:
+    """Whether a gradient of any of these is."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def once(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """`once_differentiable`, at no cost in an ordinary backward pass (there gradients are off)."""
+    checked = once_differentiable(backward)
+
+    @wraps(backward)
+    def call(ctx: Any, *grads: Any) -> Any:
+        return checked(ctx, *grads) if torch.is_grad_enabled() else backward(ctx, *grads)
+
+    return call
+
+
+@lru_cache(maxsize=256)
+def _one_segment(n: int) -> Tensor:
+    return torch.tensor([0, n])
 
 
 def _column_sum(rows: Tensor) -> Tensor:
     """Sum over rows in a fixed order: (C,)."""
-    return ops.segment_sum(rows, None, torch.tensor([0, rows.shape[0]]))[0]
+    return ops.segment_sum(rows, None, _one_segment(rows.shape[0])).view(-1)
 
 
 # ------------------------------------------------------------------ sums of rows
 class Segments:
-    """Which rows are summed into which result: out[s] = sum of values[rows[j]], start[s] <= j < start[s + 1].
+    """Which rows are summed into which result.
+
+    out[s] = sum of values[rows[j]] over start[s] <= j < start[s + 1].
 
     Attributes:
         rows: int32 (m,), or None for the identity.
@@ -49,7 +72,11 @@ class Segments:
 
     @property
     def inverse(self) -> tuple[Tensor, Tensor]:
-        """The transposed sums, for the gradient: (start (n_values + 1,), segment numbers); built on first use."""
+        """The transposed sums, for the gradient; built on first use.
+
+        Returns:
+            start (n_values + 1,), and the segments that each value goes to.
+        """
         if self._inverse is None:
             start = self.start
             first, last = (int(start[0]), int(start[-1])) if len(start) > 1 else (0, 0)
@@ -76,7 +103,7 @@ class _SegmentSum(Function):
         return ops.segment_sum(values, segments.rows, segments.start, bias)
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         dy = dy.contiguous()
         d_values = d_bias = None
@@ -88,10 +115,13 @@ class _SegmentSum(Function):
         return d_values, d_bias, None
 
 
+_apply_segment_sum = fast_apply(_SegmentSum)
+
+
 def segment_sum(values: Tensor, segments: Segments, bias: Tensor | None = None) -> Tensor:
-    """bias + sum of the value rows of every segment: (n_segments, C)."""
-    if _wanted(values, bias):
-        return _SegmentSum.apply(values, bias, segments)
+    """Bias + sum of the value rows of every segment: (n_segments, C)."""
+    if wanted(values, bias):
+        return _apply_segment_sum(values, bias, segments)
     return ops.segment_sum(values, segments.rows, segments.start, bias)
 
 
@@ -103,7 +133,7 @@ class _SegmentSumSq(Function):
         return ops.segment_sum_sq(values, start, mean)
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         values, mean = ctx.saved_tensors
         start = ctx.start
@@ -120,6 +150,9 @@ class _SegmentSumSq(Function):
         return deviation, d_mean, None
 
 
+_apply_segment_sum_sq = fast_apply(_SegmentSumSq)
+
+
 def segment_sum_sq(values: Tensor, start: Tensor, mean: Tensor) -> Tensor:
     """Sum over each segment's contiguous rows of (x - mean)^2: (n_segments, C).
 
@@ -128,8 +161,8 @@ def segment_sum_sq(values: Tensor, start: Tensor, mean: Tensor) -> Tensor:
         start: int64 (n_segments + 1,): segment s is rows start[s] .. start[s + 1].
         mean: (n_segments, C).
     """
-    if _wanted(values, mean):
-        return _SegmentSumSq.apply(values, mean, start)
+    if wanted(values, mean):
+        return _apply_segment_sum_sq(values, mean, start)
     return ops.segment_sum_sq(values, start, mean)
 
 
@@ -140,10 +173,13 @@ class _GatherRows(Function):
         return values.index_select(0, rows)
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         start, position = ops.invert_rows(ctx.rows, ctx.n_values)
         return ops.segment_sum(dy.contiguous(), position, start), None
+
+
+_apply_gather = fast_apply(_GatherRows)
 
 
 def gather_rows(values: Tensor, rows: Tensor) -> Tensor:
@@ -153,20 +189,24 @@ def gather_rows(values: Tensor, rows: Tensor) -> Tensor:
         values: (n, C).
         rows: int32 (m,), in [0, n).
     """
-    if values.dtype in (torch.float32, torch.float64) and _wanted(values):
-        return _GatherRows.apply(values, rows)
+    if values.dtype in (torch.float32, torch.float64) and wanted(values):
+        return _apply_gather(values, rows)
     return values.index_select(0, rows)
 
 
 def merge_repeats(features: Tensor, order: Tensor, start: Tensor, how: str) -> Tensor:
-    """One row per site out of the sorted rows features[order], segment by segment; how = sum, mean, max or first."""
+    """One row per site out of the sorted rows features[order]; how = sum, mean, max or first."""
     if how == "first":  # the sort is stable
         return features[order[start[:-1]]]
     if how == "max":
-        segment = torch.repeat_interleave(start[1:] - start[:-1])[:, None].expand(-1, features.shape[1])
+        segment = torch.repeat_interleave(start[1:] - start[:-1])[:, None].expand(
+            -1, features.shape[1]
+        )
         out = features.new_zeros(len(start) - 1, features.shape[1])
         return out.scatter_reduce(0, segment, features[order], "amax", include_self=False)
-    total = segment_sum(features.contiguous(), Segments(order.to(torch.int32), start, features.shape[0]))
+    total = segment_sum(
+        features.contiguous(), Segments(order.to(torch.int32), start, features.shape[0])
+    )
     return total if how == "sum" else total / (start[1:] - start[:-1])[:, None]
 
 
@@ -190,7 +230,7 @@ class _Conv(Function):
         return _conv(x, weight, bias, u, pairs, n_dst, groups, transposed, taps)
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         pairs, groups, transposed, taps = ctx.args
@@ -233,6 +273,9 @@ def _conv(
     return ops.conv(x, weight, pairs, n_dst, bias, groups, u, taps.start, taps.rows, transposed)
 
 
+_apply_conv = fast_apply(_Conv)
+
+
 def conv(
     x: Tensor,
     weight: Tensor,
@@ -248,7 +291,8 @@ def conv(
 
     Args:
         x: (n_src, c_in), contiguous.
-        weight: (c_out, c_in / groups, *kernel), or (c_in, c_out / groups, *kernel) where `transposed`.
+        weight: (c_out, c_in / groups, *kernel), or (c_in, c_out / groups, *kernel) where
+            `transposed`.
         bias: (c_out,) or None.
         pairs: of the rulebook.
         n_dst: number of output rows.
@@ -263,89 +307,5 @@ def conv(
         or (bias is not None and bias.requires_grad)
         or (u is not None and u.requires_grad)
     ):
-        return _Conv.apply(x, weight, bias, u, pairs, n_dst, groups, transposed, taps)
+        return _apply_conv(x, weight, bias, u, pairs, n_dst, groups, transposed, taps)
     return _conv(x, weight, bias, u, pairs, n_dst, groups, transposed, taps)
-
-
-# ------------------------------------------------------------------ windows
-class Table:
-    """What every tap of every output row reads.
-
-    Attributes:
-        rows: int32 (n_out, n_offsets): a feature row; -1 nothing; -2 - g the class row g of the ground.
-    """
-
-    __slots__ = ("_inverse", "rows")
-
-    def __init__(self, rows: Tensor) -> None:
-        self.rows = rows
-        self._inverse: dict[tuple[bool, int], tuple[Tensor, Tensor]] = {}
-
-    def inverse(self, n_rows: int, ground: bool = False) -> tuple[Tensor, Tensor]:
-        """Where each feature row (class row) is read: (start (n_rows + 1,), positions in the flat table); kept."""
-        found = self._inverse.get((ground, n_rows))
-        if found is None:
-            flat = self.rows.reshape(-1)
-            found = ops.invert_rows(-2 - flat if ground else flat, n_rows)
-            self._inverse[ground, n_rows] = found
-        return found
-
-    @property
-    def n_bytes(self) -> int:
-        """Bytes of the table and of the inverse that a backward pass will build."""
-        return 12 * self.rows.numel()
-
-
-class _WindowMax(Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, ground: Tensor | None, table: Table) -> Tensor:
-        y, arg = ops.window_max(x, ground, table.rows)
-        ctx.save_for_backward(arg)
-        ctx.table = table
-        ctx.n_rows = x.shape[0], 0 if ground is None else ground.shape[0]
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        (arg,) = ctx.saved_tensors
-        dy, n_offsets = dy.contiguous(), ctx.table.rows.shape[1]
-        grads: list[Tensor | None] = [None, None]
-        for i, n_rows in enumerate(ctx.n_rows):
-            if ctx.needs_input_grad[i]:
-                start, index = ctx.table.inverse(n_rows, ground=i == 1)
-                grads[i] = ops.window_max_grad(dy, arg, start, index, n_offsets, n_rows)
-        return grads[0], grads[1], None
-
-
-def window_max(x: Tensor, ground: Tensor | None, table: Table) -> Tensor:
-    """Maximum over the taps of every output row: (n_out, C). Ties go to the lowest offset, NaN wins, no tap gives -inf."""
-    if _wanted(x, ground):
-        return _WindowMax.apply(x, ground, table)
-    return ops.window_max(x, ground, table.rows)[0]
-
-
-class _WindowSum(Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, ground: Tensor | None, table: Table) -> Tensor:
-        ctx.table = table
-        ctx.n_rows = x.shape[0], 0 if ground is None else ground.shape[0]
-        return ops.window_sum(x, ground, table.rows)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        dy, n_offsets = dy.contiguous(), ctx.table.rows.shape[1]
-        grads: list[Tensor | None] = [None, None]
-        for i, n_rows in enumerate(ctx.n_rows):
-            if ctx.needs_input_grad[i]:
-                start, index = ctx.table.inverse(n_rows, ground=i == 1)
-                grads[i] = ops.segment_sum(dy, index // n_offsets, start)
-        return grads[0], grads[1], None
-
-
-def window_sum(x: Tensor, ground: Tensor | None, table: Table) -> Tensor:
-    """Sum over the taps of every output row: (n_out, C)."""
-    if _wanted(x, ground):
-        return _WindowSum.apply(x, ground, table)
-    return ops.window_sum(x, ground, table.rows)

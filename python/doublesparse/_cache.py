@@ -1,8 +1,9 @@
 """The process-wide bound on what Sites remember: least recently used entries go first.
 
-Everything that depends on geometry alone (rulebooks, class numbers, window tables) is kept in `Sites.cache`, so it lives as long as its
-sites do and needs no name from the user. This module only counts bytes and drops what was not used for longest. It holds weak
-references: a cache entry never keeps its sites alive, and sites that die take their entries with them.
+Everything that depends on geometry alone (rulebooks, class numbers, window tables) is kept in
+`Sites.cache`, so it lives as long as its sites do and needs no name from the user. This module only
+counts bytes and drops what was not used for longest. It holds weak references: a cache entry never
+keeps its sites alive, and sites that die take their entries with them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import threading
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Hashable
+from contextlib import suppress
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +23,11 @@ if TYPE_CHECKING:
 _DEFAULT_LIMIT = 1 << 30
 
 _lock = threading.Lock()
-_order: OrderedDict[int, tuple[weakref.ref[Sites], Hashable, int]] = OrderedDict()  # oldest use first
-_dead: deque[int] = deque()  # tokens of entries whose sites died; a weak reference's callback may run anywhere, so it takes no lock
+_order: OrderedDict[int, tuple[weakref.ref[Sites], Hashable, int]] = (
+    OrderedDict()
+)  # oldest use first
+# Tokens of entries whose sites died. A weak reference's callback may run anywhere: no lock there.
+_dead: deque[int] = deque()
 _tokens = count()
 _limit = _DEFAULT_LIMIT
 _total = 0
@@ -42,15 +47,13 @@ def get(sites: Sites, key: Hashable) -> Any:
     entry = sites.cache.get(key)
     if entry is None:
         return None
-    try:
+    with suppress(KeyError):  # dropped by another thread just now; the value is still good
         _order.move_to_end(entry[0])
-    except KeyError:  # dropped by another thread between the two lines; the value is still good
-        pass
     return entry[1]
 
 
 def put(sites: Sites, key: Hashable, value: Any, n_bytes: int) -> Any:
-    """Remember `value`; returns what is remembered, which is another thread's value where that came first."""
+    """Remember `value`; returns what is remembered: another thread's where that came first."""
     with _lock:
         entry = sites.cache.get(key)
         if entry is not None:
@@ -103,9 +106,14 @@ def set_cache_limit(n_bytes: int) -> None:
     """
     global _limit
     if isinstance(n_bytes, bool) or not isinstance(n_bytes, int):
-        raise TypeError(f"set_cache_limit: n_bytes must be an int, got {type(n_bytes).__name__}; pass a number of bytes")
+        raise TypeError(
+            f"set_cache_limit: n_bytes must be an int, got {type(n_bytes).__name__}; "
+            "pass a number of bytes"
+        )
     if n_bytes < 0:
-        raise ValueError(f"set_cache_limit: n_bytes must be >= 0, got {n_bytes}; pass 0 to keep nothing")
+        raise ValueError(
+            f"set_cache_limit: n_bytes must be >= 0, got {n_bytes}; pass 0 to keep nothing"
+        )
     with _lock:
         _limit = n_bytes
         _shrink()

@@ -1,8 +1,9 @@
 """Class maps of the ground state: run-length, per axis, numpy only.
 
-What the inactive sites of a layer hold is an image that is separable into classes: one class map per axis, one value per tuple of
-classes. A map is kept as runs, so a border of two positions around 10^6 equal ones is three runs, and every layer computes its output
-map from breakpoints: the output positions where some tap starts to read another run. The D-dimensional grid is never built.
+What the inactive sites of a layer hold is an image that is separable into classes: one class map
+per axis, one value per tuple of classes. A map is kept as runs, so a border of two positions around
+10^6 equal ones is three runs, and every layer computes its output map from breakpoints: the output
+positions where some tap starts to read another run. The D-dimensional grid is never built.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 PAD = -1  # the tap reads padding
-ABSENT = -2  # there is no such tap: off-stride (transposed), ceil_mode overhang, short window of an adaptive pool
+# There is no such tap: off-stride (transposed), ceil_mode's overhang, a short adaptive window.
+ABSENT = -2
 
 Array = NDArray[Any]
 
@@ -51,7 +53,7 @@ class AxisClasses:
 
     @staticmethod
     def from_map(classes: Array) -> AxisClasses:
-        """From the class of every position, (extent,); the classes must be numbered without gaps."""
+        """From the class of every position, (extent,), numbered without gaps."""
         classes = np.asarray(classes, dtype=np.int32)
         if not len(classes):
             return AxisClasses(0, 1, np.zeros(1, np.int64), np.zeros(1, np.int32))
@@ -62,7 +64,11 @@ class AxisClasses:
     def is_identity(self) -> bool:
         """Whether position and class are the same number everywhere."""
         n = self.extent
-        return self.n_classes == n and len(self.starts) == n and bool((self.classes == self.starts).all())
+        return (
+            self.n_classes == n
+            and len(self.starts) == n
+            and bool((self.classes == self.starts).all())
+        )
 
     def run_lengths(self) -> Array:
         """int64 (n_runs,)."""
@@ -113,7 +119,9 @@ class AxisClasses:
     def position(self, classes: Array, ranks: Array) -> Array:
         """The inverse of `ranks`: the position of each (class, rank)."""
         order, first, before = self._before()
-        base = np.cumsum(self.run_lengths()[order]) - self.run_lengths()[order]  # ascending, over runs ordered by class
+        base = (
+            np.cumsum(self.run_lengths()[order]) - self.run_lengths()[order]
+        )  # ascending, over runs ordered by class
         run = order[np.searchsorted(base, base[first][classes] + ranks, side="right") - 1]
         return self.starts[run] + ranks - before[run]
 
@@ -131,7 +139,9 @@ class AxisClasses:
     def __hash__(self) -> int:
         """By content; computed once."""
         if self._hash is None:
-            self._hash = hash((self.extent, self.n_classes, self.starts.tobytes(), self.classes.tobytes()))
+            self._hash = hash(
+                (self.extent, self.n_classes, self.starts.tobytes(), self.classes.tobytes())
+            )
         return self._hash
 
     def __deepcopy__(self, memo: object) -> AxisClasses:
@@ -146,7 +156,9 @@ class AxisClasses:
 
     def __repr__(self) -> str:
         """Extent, classes and runs."""
-        return f"AxisClasses(extent={self.extent}, classes={self.n_classes}, runs={len(self.starts)})"
+        return (
+            f"AxisClasses(extent={self.extent}, classes={self.n_classes}, runs={len(self.starts)})"
+        )
 
 
 def _restore(extent: int, n_classes: int, starts: list[int], classes: list[int]) -> AxisClasses:
@@ -165,7 +177,9 @@ def _uniform(extent: int) -> AxisClasses:
 def _identity(extent: int) -> AxisClasses:
     if extent <= 1:
         return _uniform(extent)
-    return AxisClasses(extent, extent, np.arange(extent, dtype=np.int64), np.arange(extent, dtype=np.int32))
+    return AxisClasses(
+        extent, extent, np.arange(extent, dtype=np.int64), np.arange(extent, dtype=np.int32)
+    )
 
 
 @lru_cache(maxsize=256)
@@ -190,7 +204,9 @@ def _compress(key: Array, size: int) -> tuple[Array, Array]:
 
 
 def unique_rows(reads: Array, n_classes: int) -> tuple[Array, Array]:
-    """Number the distinct rows of `reads` (m, k), entries ABSENT, PAD or a class, in lexicographic order.
+    """Number the distinct rows of `reads` (m, k), in lexicographic order.
+
+    Entries are ABSENT, PAD or a class.
 
     Returns:
         class of every row, int64 (m,), and the first row of every class, int64.
@@ -209,16 +225,23 @@ def unique_rows(reads: Array, n_classes: int) -> tuple[Array, Array]:
 def _from_points(
     extent: int, points: Array, reads: Array, n_classes: int
 ) -> tuple[AxisClasses, Array]:
-    """The map whose position `o` reads what the last of `points` (sorted, first is 0) at or before `o` reads."""
+    """The map whose position o reads what the last of `points` at or before o reads.
+
+    `points` is sorted and begins with 0.
+    """
     classes, first = unique_rows(reads, n_classes)
     keep = np.flatnonzero(np.concatenate(([True], classes[1:] != classes[:-1])))
-    out = AxisClasses(extent, len(first), points[keep].astype(np.int64), classes[keep].astype(np.int32))
+    out = AxisClasses(
+        extent, len(first), points[keep].astype(np.int64), classes[keep].astype(np.int32)
+    )
     return out, np.ascontiguousarray(reads[first], np.int32)
 
 
 # ---------------------------------------------------------------- what a layer does to an axis
-def window_extent(extent: int, kernel: int, stride: int, pad: tuple[int, int], dilation: int, ceil: bool = False) -> int:
-    """Output positions of a convolution or pool; below 1 where the kernel does not fit. Torch's rule, ceil_mode included."""
+def window_extent(
+    extent: int, kernel: int, stride: int, pad: tuple[int, int], dilation: int, ceil: bool = False
+) -> int:
+    """Output positions of a convolution or pool, by torch's rule; below 1: it does not fit."""
     free = extent + pad[0] + pad[1] - dilation * (kernel - 1) - 1
     n_out = (-(-free // stride) if ceil else free // stride) + 1
     if ceil and n_out > 0 and (n_out - 1) * stride >= extent + pad[0]:
@@ -234,7 +257,7 @@ def transposed_extent(
 
 
 def _memoise(f: Any) -> Any:
-    """Remember results for short maps; long ones (a background image) are recomputed rather than kept."""
+    """Remember results for short maps; those of long ones (a background image) are not kept."""
     remembered = lru_cache(maxsize=512)(f)
 
     def call(axis: AxisClasses, *args: Any) -> tuple[AxisClasses, Array]:
@@ -246,19 +269,26 @@ def _memoise(f: Any) -> Any:
 
 @_memoise
 def window(
-    axis: AxisClasses, kernel: int, stride: int, pad: tuple[int, int], dilation: int, ceil: bool = False
+    axis: AxisClasses,
+    kernel: int,
+    stride: int,
+    pad: tuple[int, int],
+    dilation: int,
+    ceil: bool = False,
 ) -> tuple[AxisClasses, Array]:
     """Convolution and pooling: output o reads o * stride - pad[0] + t * dilation through tap t.
 
     Returns:
-        the output's class map, and what each output class reads: int32 (n_out_classes, kernel), a class of `axis`, PAD, or ABSENT
+        the output's class map, and what each output class reads: int32 (n_out_classes, kernel), a
+        class of `axis`, PAD, or ABSENT
         for taps beyond the right padding (ceil_mode).
     """
     n, (low, high) = axis.extent, pad
     n_out = window_extent(n, kernel, stride, pad, dilation, ceil)
     taps = np.arange(kernel, dtype=np.int64) * dilation - low
     if (len(axis.starts) + 3) * kernel < n_out:
-        # what tap t reads changes where its position reaches the start of a run, the end of the axis, or the end of the padding
+        # what tap t reads changes where its position reaches the start of a run, the end of the
+        # axis, or the end of the padding
         changes = np.concatenate((axis.starts, [0, n, n + high]))
         points = -((taps[None, :] - changes[:, None]) // stride)  # ceil((change - taps) / stride)
         points = np.unique(np.concatenate(([0], points[(points > 0) & (points < n_out)])))
@@ -274,9 +304,10 @@ def window(
 def transposed(
     axis: AxisClasses, kernel: int, stride: int, pad: int, dilation: int, output_padding: int
 ) -> tuple[AxisClasses, Array]:
-    """Transposed convolution: output o reads input i through tap t iff i * stride - pad + t * dilation == o; else ABSENT.
+    """Transposed convolution: o reads i through tap t iff i * stride - pad + t * dilation == o.
 
-    The pattern repeats with period `stride`, so every phase is worked out by breakpoints and the phases are interleaved.
+    The pattern repeats with period `stride`, so every phase is worked out by breakpoints and the
+    phases are interleaved.
 
     Returns:
         as `window`.
@@ -298,13 +329,17 @@ def transposed(
     expanded, at_row = np.empty(n_out, np.int32), 0
     for phase, q in enumerate(points):
         length = -(-(n_out - phase) // stride)
-        expanded[phase::stride] = np.repeat(classes[at_row : at_row + len(q)], np.diff(q, append=length))
+        expanded[phase::stride] = np.repeat(
+            classes[at_row : at_row + len(q)], np.diff(q, append=length)
+        )
         at_row += len(q)
-    return AxisClasses.from_map(expanded), np.ascontiguousarray(np.concatenate(rows)[first], np.int32)
+    return AxisClasses.from_map(expanded), np.ascontiguousarray(
+        np.concatenate(rows)[first], np.int32
+    )
 
 
 def table(axis: AxisClasses, taps: Array) -> tuple[AxisClasses, Array]:
-    """Any taps: int (n_out, k), entry = the input position that output o reads through tap t, PAD or ABSENT.
+    """Any taps: int (n_out, k), the input position that o reads through tap t, PAD or ABSENT.
 
     Returns:
         as `window`.
@@ -318,7 +353,8 @@ def merge(axes: Sequence[AxisClasses]) -> tuple[AxisClasses, list[Array]]:
     """The common refinement of several maps of one axis.
 
     Returns:
-        the merged map, and for each given map the class that every merged class has in it, int32 (n_merged,).
+        the merged map, and for each given map the class that every merged class has in it, int32
+        (n_merged,).
     """
     if all(a == axes[0] for a in axes[1:]):
         return axes[0], [np.arange(axes[0].n_classes, dtype=np.int32)] * len(axes)
@@ -337,7 +373,8 @@ def flat_taps(reads: Sequence[Array], n_in: Sequence[int], ids: Array) -> Array:
         ids: flat numbers of the output classes wanted, (m,).
 
     Returns:
-        int32 (m, k_1 * ... * k_D), row-major over the kernel; -1 where the tap reads padding or does not exist.
+        int32 (m, k_1 * ... * k_D), row-major over the kernel; -1 where the tap reads padding or
+        does not exist.
     """
     index = np.unravel_index(ids, [len(r) for r in reads])
     flat = reads[0][index[0]].astype(np.int64)

@@ -20,8 +20,9 @@ def collate(batch: Sequence[Any]) -> Any:
     """Make one batch of samples; pass it to a `DataLoader` as `collate_fn`.
 
     Args:
-        batch: SparseTensors of one shape, which are joined along the batch; or any nesting of tuples,
-            lists and dicts of them with tensors, numbers and strings, as `default_collate` takes.
+        batch: SparseTensors of one shape, which are joined along the batch; or any nesting of
+            tuples, lists and dicts of them with tensors, numbers and strings, as `default_collate`
+            takes.
 
     Returns:
         the same nesting, batched. Samples whose grounds differ give a ground per sample.
@@ -122,4 +123,6 @@ def register() -> None:
     """Tell torch's pytrees, DataLoader and torch.load about the tensor types."""
     _torch_compat.register_pytree_node(SparseTensor, _flatten, _unflatten)
     _torch_compat.register_collate(SparseTensor, _collate_fn)
-    _torch_compat.add_safe_globals([SparseTensor, GroundState, Sites, AxisClasses, _classes._restore])
+    _torch_compat.add_safe_globals(
+        [SparseTensor, GroundState, Sites, AxisClasses, _classes._restore]
+    )

@@ -11,137 +11,16 @@ from torch import Tensor
 
 from . import _crossover
 from ._autograd import Segments, conv, segment_sum
+from ._geometry import Steps, resolve
 from ._ground import GroundState
-from ._rulebook import Entry, Steps, find, find_inverse, resolve
+from ._parameters import check_axes, check_parameters, explain_or_pass, fits
+from ._rulebook import Entry, find, find_inverse
 from ._windows import linear_plan
 from .sites import Sites
 from .tensor import SparseTensor
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
-_DTYPES = (torch.float32, torch.float64)
-
-
-# ------------------------------------------------------------------ what may come in
-def check_dtype(operation: str, x: SparseTensor) -> None:
-    """The sparse kernels exist for float32 and float64.
-
-    Raises:
-        NotImplementedError: any other dtype.
-        RuntimeError: a device without kernels.
-    """
-    features = x.features
-    if features.dtype not in _DTYPES:
-        raise NotImplementedError(
-            f"{operation}: features must be float32 or float64, got {features.dtype}; use x.float()"
-        )
-    if not features.is_cpu:
-        raise RuntimeError(
-            f"{operation}: features must be on cpu, got {features.device}; use x.cpu()"
-        )
-
-
-def check_axes(operation: str, x: Any, n_axes: int) -> None:
-    """`x` must be a SparseTensor with `n_axes` spatial axes.
-
-    Raises:
-        TypeError: another type.
-        ValueError: another rank.
-    """
-    if not isinstance(x, SparseTensor):
-        raise TypeError(
-            f"{operation}: input must be a SparseTensor or a Tensor, got {type(x).__name__}; "
-            "make one with ds.SparseTensor.from_dense"
-        )
-    if len(x.sites.spatial_shape) != n_axes:
-        raise ValueError(
-            f"{operation}: input must have {n_axes} spatial axes, got {tuple(x.shape)}; "
-            "use the function for that rank"
-        )
-
-
-def _check_parameters(
-    operation: str,
-    x: SparseTensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    groups: int,
-    transposed: bool,
-) -> None:
-    """Say what is wrong with x, weight, bias and groups; called once something is."""
-    n_axes, c_in = len(x.sites.spatial_shape), x.features.shape[1]
-    for name, t in (("weight", weight), ("bias", bias)):
-        if t is None and name == "bias":
-            continue
-        if not isinstance(t, Tensor):
-            raise TypeError(
-                f"{operation}: {name} must be a Tensor, got {type(t).__name__}; pass a torch.Tensor"
-            )
-        if t.is_meta:
-            raise NotImplementedError(
-                f"{operation}: {name} must hold data, got a meta tensor; use a CPU tensor"
-            )
-        if t.device != x.features.device:
-            raise RuntimeError(
-                f"{operation}: {name} must be on {x.features.device} like the features, "
-                f"got {t.device}; move one of them"
-            )
-        if t.dtype != x.features.dtype:
-            raise TypeError(
-                f"{operation}: {name} must be {x.features.dtype} like the features, got {t.dtype}; "
-                f"use x.to({t.dtype}) or convert the parameter"
-            )
-    if weight.dim() != 2 + n_axes:
-        layout = "(c_in, c_out / groups, *kernel)" if transposed else "(c_out, c_in / groups, *kernel)"
-        raise ValueError(
-            f"{operation}: weight must be {layout} with {2 + n_axes} dimensions, "
-            f"got {tuple(weight.shape)}; reshape it"
-        )
-    if isinstance(groups, bool) or not isinstance(groups, int):
-        raise TypeError(f"{operation}: groups must be an int, got {groups!r}; pass an integer")
-    first, second = weight.shape[:2]
-    wanted = (first, second * groups) if transposed else (second * groups, first)
-    if groups < 1 or c_in % groups or first % groups:
-        raise ValueError(
-            f"{operation}: groups must be positive and divide the channels, got groups={groups} "
-            f"for {c_in} input channels and weight {tuple(weight.shape)}; choose a common divisor"
-        )
-    if wanted[0] != c_in:
-        raise ValueError(
-            f"{operation}: input must have {wanted[0]} channels for weight {tuple(weight.shape)} "
-            f"and groups={groups}, got {c_in}; the channel counts must match"
-        )
-    if bias is not None and bias.shape != (wanted[1],):
-        raise ValueError(
-            f"{operation}: bias must have shape ({wanted[1]},), got {tuple(bias.shape)}; "
-            "give one value per output channel"
-        )
-    check_dtype(operation, x)
-
-
-def _fits(
-    x: SparseTensor, weight: Tensor, bias: Tensor | None, groups: int, transposed: bool
-) -> int:
-    """The number of output channels, or -1 where `_check_parameters` has something to say. This is on every call's path."""
-    try:
-        shape, features = weight.shape, x.features
-        first, second = shape[0], shape[1] * groups
-        c_in, c_out = (first, second) if transposed else (second, first)
-        if (
-            groups < 1
-            or first % groups
-            or c_in != features.shape[1]
-            or weight.dtype != features.dtype
-            or weight.is_meta
-            or features.dtype not in _DTYPES
-            or len(shape) != 2 + len(x.sites.spatial_shape)
-            or groups.__class__ is not int
-            or (bias is not None and (bias.shape != (c_out,) or bias.dtype != weight.dtype))
-        ):
-            return -1
-    except (AttributeError, TypeError, IndexError):
-        return -1
-    return c_out
 
 
 # ------------------------------------------------------------------ the linear layer
@@ -154,17 +33,19 @@ def linear(
     c_out: int,
     transposed: bool = False,
 ) -> SparseTensor:
-    """The window rule: at an output site, W_k x over active taps, W_k G over inactive ones, nothing in the padding.
+    """The window rule: W_k x over active taps, W_k G over inactive ones, nothing in the padding.
 
-    Inactive taps read u = W_k G, a table over the (offset, class) pairs that occur; the ground's own response sums the same rows of
-    u in the same order. A zero ground leaves only its bias.
+    Inactive taps read u = W_k G, a table over the (offset, class) pairs that occur; the ground's
+    own response sums the same rows of u in the same order. A zero ground leaves only its bias.
     """
     sites = x.sites
     entry = find(sites, steps)
     out_sites = sites if entry.out_sites is None else entry.out_sites
     ground = x.ground
     if ground is not None and not ground.is_zero:
-        return _with_ground(x, weight, bias, groups, steps, c_out, transposed, entry, out_sites, ground)
+        return _with_ground(
+            x, weight, bias, groups, steps, c_out, transposed, entry, out_sites, ground
+        )
     features = conv(x.features, weight, bias, entry.pairs, out_sites.n_sites, groups, transposed)
     if ground is not None:
         if bias is None or out_sites.is_full:
@@ -203,9 +84,7 @@ def _with_ground(
         sums = torch.cat(parts)
         u, response = sums[:n_out], sums[n_out:]
         taps, site_bias = Segments.identity(n_out), None  # the bias is in the sums already
-    features = conv(
-        x.features, weight, site_bias, entry.pairs, n_out, groups, transposed, u, taps
-    )
+    features = conv(x.features, weight, site_bias, entry.pairs, n_out, groups, transposed, u, taps)
     if out_sites.is_full or response is None:
         out_ground = GroundState.zero(c_out, steps.out_shape, features.dtype, features.device)
     else:
@@ -236,9 +115,9 @@ def convolution(
 ) -> SparseTensor:
     """conv1d .. conv4d."""
     check_axes(operation, x, n_axes)
-    c_out = _fits(x, weight, bias, groups, False)
+    c_out = fits(x, weight, bias, groups, False)
     if c_out < 0:
-        c_out = _explain_or_pass(operation, x, weight, bias, groups, False)
+        c_out = explain_or_pass(operation, x, weight, bias, groups, False)
     sites = x.sites
     steps = resolve(
         operation, "conv", sites.spatial_shape, weight.shape[2:], stride, padding, dilation
@@ -252,23 +131,6 @@ def convolution(
         if out is not None:
             return out
     return linear(x, weight, bias, groups, steps, c_out)
-
-
-def _explain_or_pass(
-    operation: str,
-    x: SparseTensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    groups: int,
-    transposed: bool,
-) -> int:
-    """Raise what is wrong; a saturated tensor of another dtype passes, since torch's dense kernel takes it."""
-    try:
-        _check_parameters(operation, x, weight, bias, groups, transposed)
-    except NotImplementedError:
-        if not x.sites.is_full or x.features.is_meta or weight.is_meta:
-            raise
-    return weight.shape[1] * groups if transposed else weight.shape[0]
 
 
 def transposed_convolution(
@@ -285,9 +147,9 @@ def transposed_convolution(
 ) -> SparseTensor:
     """conv_transpose1d .. conv_transpose3d."""
     check_axes(operation, x, n_axes)
-    c_out = _fits(x, weight, bias, groups, True)
+    c_out = fits(x, weight, bias, groups, True)
     if c_out < 0:
-        c_out = _explain_or_pass(operation, x, weight, bias, groups, True)
+        c_out = explain_or_pass(operation, x, weight, bias, groups, True)
     if isinstance(padding, str):
         raise ValueError(
             f"{operation}: padding must be ints, got {padding!r}; give the padding in numbers"
@@ -340,14 +202,12 @@ def submanifold_convolution(
 ) -> SparseTensor:
     """submanifold_conv1d .. submanifold_conv4d (Graham and van der Maaten 2017)."""
     check_axes(operation, x, n_axes)
-    c_out = _fits(x, weight, bias, groups, False)
+    c_out = fits(x, weight, bias, groups, False)
     if c_out < 0:
-        c_out = _explain_or_pass(operation, x, weight, bias, groups, False)
+        c_out = explain_or_pass(operation, x, weight, bias, groups, False)
     _drop_ground(operation, x, ground)
     sites = x.sites
-    steps = resolve(
-        operation, "submanifold", sites.spatial_shape, weight.shape[2:], 1, 0, dilation
-    )
+    steps = resolve(operation, "submanifold", sites.spatial_shape, weight.shape[2:], 1, 0, dilation)
     if sites.is_full and n_axes in _CONV and _crossover.runs_dense(True, 1.0, False, steps):
         dense = _CONV[n_axes](x._dense_view(), weight, bias, 1, steps.left, dilation, groups)
         return SparseTensor._from_full(dense, sites, keep_none=True)
@@ -371,9 +231,9 @@ def inverse_convolution(
 ) -> SparseTensor:
     """inverse_conv1d .. inverse_conv3d: the transposed convolution at given sites only."""
     check_axes(operation, x, n_axes)
-    c_out = _fits(x, weight, bias, groups, True)
+    c_out = fits(x, weight, bias, groups, True)
     if c_out < 0:
-        _check_parameters(operation, x, weight, bias, groups, True)
+        check_parameters(operation, x, weight, bias, groups, True)
     target = like.sites if isinstance(like, SparseTensor) else like
     if not isinstance(target, Sites):
         raise TypeError(

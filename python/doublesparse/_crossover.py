@@ -1,11 +1,11 @@
-"""Which layers run dense: one pure function of the geometry, so that sites and bits are reproducible."""
+"""Which layers run dense: a pure function of the geometry, so sites and bits are reproducible."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ._rulebook import Steps
+    from ._geometry import Steps
 
 _crossover: str | float | None = "auto"
 
@@ -16,9 +16,9 @@ def set_crossover(crossover: str | float | None) -> None:
     A layer that runs dense returns a saturated tensor: all sites active, dense storage.
 
     Args:
-        crossover: "auto" (default): where all sites of the input are active. A number: where the share
-            of active sites is at least that. None: nowhere; every layer runs on this package's
-            kernels, which give the same bits for any number of threads.
+        crossover: "auto" (default): where all sites of the input are active. A number: where the
+            share of active sites is at least that. None: nowhere; every layer runs on this
+            package's kernels, which give the same bits for any number of threads.
 
     Raises:
         ValueError: another word, or a number outside [0, 1].
@@ -63,8 +63,8 @@ def by_density() -> bool:
 def runs_dense(full: bool, density: float, ground_is_none: bool, steps: Steps) -> bool:
     """The decision.
 
-    Without a ground (None) inactive sites do not exist, so the dense kernel is the same function only on a
-    saturated input whose every output position reads a site.
+    Without a ground (None) inactive sites do not exist, so the dense kernel is the same function
+    only on a saturated input whose every output position reads a site.
 
     Args:
         full: whether the input is saturated.

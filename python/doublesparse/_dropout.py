@@ -49,7 +49,7 @@ def dropout(
 
 
 def _noise(input: SparseTensor, p: float) -> Tensor:
-    """torch's own draw (make_feature_noise): the same generator, shape and dtype."""
+    """The draw of torch (make_feature_noise): the same generator, shape and dtype."""
     shape = (*input.shape[:2], *[1] * (input.ndim - 2))
     return torch.empty(shape, dtype=input.dtype, device=input.device).bernoulli_(1 - p)
 

@@ -47,7 +47,7 @@ def with_values(x: SparseTensor, features: Tensor, rows: Tensor | None) -> Spars
 
 
 def apply(x: SparseTensor, f: Callable[[Tensor], Tensor], keeps_zero: bool = False) -> SparseTensor:
-    """f of every site; f maps rows (n, C) to rows (n, C').
+    """Apply f to every site; f maps rows (n, C) to rows (n, C').
 
     Args:
         x: the argument.
@@ -75,15 +75,15 @@ def _threshold_keeps(threshold: float, value: float, **_: Any) -> bool:
 
 
 _ALWAYS = (
-    "abs absolute arcsin arcsinh arctan arctanh asin asinh atan atanh ceil celu deg2rad elu "
-    "erf erfinv expm1 fix floor frac gelu hardshrink hardswish leaky_relu log1p mish nan_to_num "
-    "neg negative positive prelu rad2deg relu relu6 round selu sgn sign silu sin sinh softshrink "
+    "abs absolute arcsin arcsinh arctan arctanh asin asinh atan atanh ceil celu deg2rad elu entr "
+    "erf erfinv expm1 fix floor frac gelu hardshrink hardswish i1 i1e leaky_relu log1p mish "
+    "nan_to_num neg negative positive prelu rad2deg relu relu6 round selu sgn sign silu sin sinh softshrink "
     "softsign sqrt square tan tanh tanhshrink trunc zeros_like"
 )
 _NEVER = (
     "acos acosh arccos arccosh cos cosh digamma erfc exp exp2 expit full_like hardsigmoid i0 "
     "lgamma log log10 log2 logit logsigmoid mvlgamma ones_like reciprocal rsqrt sigmoid sinc "
-    "softplus entr erfcx gammaln i0e i1 i1e log_ndtr ndtr ndtri psi"
+    "softplus erfcx gammaln i0e log_ndtr ndtr ndtri psi"
 )
 
 ELEMENTWISE: dict[str, Callable[..., bool] | bool] = {
@@ -256,11 +256,6 @@ def narrow(input: SparseTensor, dim: int, start: int, length: int) -> SparseTens
     return apply(input, lambda rows: rows.narrow(1, start, length), keeps_zero=True)
 
 
-def index_select(input: SparseTensor, dim: int, index: Tensor) -> SparseTensor:
-    """Chosen channels."""
-    channel_dim(input, dim, "index_select")
-    return apply(input, lambda rows: rows.index_select(1, index), keeps_zero=True)
-
 
 CHANNELWISE: dict[str, Function] = {
     "softmax": _softmax(F.softmax, "softmax"),
@@ -275,7 +270,6 @@ CHANNELWISE: dict[str, Function] = {
     "split_with_sizes": split,
     "chunk": chunk,
     "narrow": narrow,
-    "index_select": index_select,
     "rrelu": rrelu,
 }
 """Functions of the channel vector by name, with torch's arguments."""

@@ -7,10 +7,12 @@ import torch
 from torch import Tensor
 
 from . import _cache, _crossover
-from ._autograd import Segments, Table, segment_sum, window_max
+from ._autograd import Segments, segment_sum
+from ._autograd_windows import Table, window_max
 from ._classes import Array
-from ._convolution import check_dtype
 from ._ground import GroundState
+from ._parameters import check_dtype
+from ._precision import widened
 from .sites import Sites
 from .tensor import SparseTensor
 
@@ -63,10 +65,12 @@ def ground_total(ground: GroundState, sites: Sites) -> Tensor:
     return torch.cat(parts)
 
 
+@widened
 def global_avg_pool(x: SparseTensor | Tensor) -> Tensor:
     """Mean over all sites, (B, C): the ground counts once per inactive site.
 
-    Where the ground is None the mean is over the active sites alone, and 0 for a sample without any.
+    Where the ground is None the mean is over the active sites alone, and 0 for a sample without
+    any.
 
     Args:
         x: a SparseTensor, or a dense tensor (B, C, *spatial).
@@ -88,8 +92,11 @@ def global_avg_pool(x: SparseTensor | Tensor) -> Tensor:
 
 
 # ------------------------------------------------------------------ maximum
+@widened
 def global_max_pool(x: SparseTensor | Tensor) -> Tensor:
-    """Maximum over all sites, (B, C): active values and the ground of inactive sites; ties to the first site, NaN wins.
+    """Maximum over all sites, (B, C): active values and the ground of inactive sites.
+
+    Ties go to the first site, and NaN wins.
 
     Where the ground is None only active sites are seen, and a sample without any gives 0.
 
@@ -147,10 +154,11 @@ def _max_tables(sites: Sites, ground: GroundState | None) -> list[Table]:
 
 
 def _first_inactive(sites: Sites, ground: GroundState) -> tuple[Array, Array, Array]:
-    """For every (sample, class) with an inactive site: the linear key of the first one, the sample, the class.
+    """The first inactive site of every (sample, class) that has one: linear key, sample, class.
 
-    The positions of a class are a product of per-axis sets, so a site's rank within its class is a mixed-radix number, and the first
-    rank that the sorted active sites skip is the first inactive site.
+    The positions of a class are a product of per-axis sets, so a site's rank within its class is a
+    mixed-radix number, and the first rank that the sorted active sites skip is the first inactive
+    site.
     """
     n_rows, coords = ground.n_rows, sites.coords.numpy()
     group = sites.batch.numpy().astype(np.int64) * n_rows + sites.class_of(ground.axes).numpy()
@@ -159,7 +167,9 @@ def _first_inactive(sites: Sites, ground: GroundState) -> tuple[Array, Array, Ar
     for a, axis in enumerate(ground.axes):
         position = coords[:, 1 + a].astype(np.int64)
         rank = rank * counts[a][axis.lookup(position)] + axis.ranks(position)
-    order = np.argsort(group, kind="stable")  # within a group rows stay in row-major order: ascending ranks
+    order = np.argsort(
+        group, kind="stable"
+    )  # within a group rows stay in row-major order: ascending ranks
     size = np.bincount(group, minlength=sites.batch_size * n_rows)
     ordinal = np.arange(len(order)) - (np.cumsum(size) - size)[group[order]]
     skipped = rank[order] != ordinal

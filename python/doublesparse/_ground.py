@@ -16,6 +16,7 @@ from ._autograd import gather_rows
 from ._classes import AxisClasses, flat_taps, uniform_axes
 from .sites import Sites
 
+_ONES = [(1,) * (1 + n) + (-1,) for n in range(5)]
 MAX_ROWS = 2**31 - 8  # class rows are numbered by int32, and tables code row g as -2 - g
 
 
@@ -78,13 +79,20 @@ class GroundState:
 
     @classmethod
     def constant(cls, row: Tensor, spatial_shape: tuple[int, ...]) -> GroundState:
-        """One value per channel, `row` (C,), everywhere."""
-        n = row.shape[0]
-        return cls._of(row.view((1,) * (1 + len(spatial_shape)) + (n,)), uniform_axes(spatial_shape))
+        """One value per channel, `row` (C,), everywhere. Copied: a parameter may change later."""
+        self = object.__new__(cls)
+        self.axes, self.is_zero = uniform_axes(spatial_shape), False
+        self._row = row.clone()
+        return self
 
     def __getattr__(self, name: str) -> Any:
-        """Make the values of a symbolic zero on first use."""
-        if name == "values" and "_lazy" in self.__dict__:
+        """Make the values of a symbolic zero, or of a constant, on first use."""
+        known = self.__dict__
+        if name == "values" and "_row" in known:
+            with torch.set_grad_enabled(self._row.requires_grad):  # as when the row was copied
+                self.values = self._row.view(_ONES[len(self.axes)])
+            return self.values
+        if name == "values" and "_lazy" in known:
             channels, dtype, device = self._lazy
             shape = (1,) * (1 + len(self.axes)) + (channels,)
             self.values = torch.zeros(shape, dtype=dtype, device=device)
@@ -310,3 +318,14 @@ def _check_state(
             f"{channels} channels, {dtype}), got {got}; pass the ground of a tensor of this shape"
         )
     return ground
+
+
+def differs(dense: Tensor, ground: GroundState | None) -> Tensor:
+    """Where any channel differs from the ground (from 0, where it is None): bool (B, *spatial)."""
+    if ground is None or ground.is_zero:
+        return (dense != 0).any(1)
+    image = ground.values.detach().movedim(-1, 1)
+    for a, axis in enumerate(ground.axes):
+        if not axis.is_identity and axis.n_classes > 1:
+            image = image.index_select(2 + a, torch.from_numpy(axis.expand()).to(dense.device))
+    return (dense != image).any(1)

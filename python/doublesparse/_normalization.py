@@ -174,9 +174,7 @@ class _Normalize(torch.autograd.Function):
             dx = torch.addcmul(who.spread(offset), centred, who.spread(slope), out=centred)
             dx.addcmul_(dy, who.spread(scale))
         if need_g:
-            dg = torch.addcmul(
-                who.spread_ground(offset), centred_ground, who.spread_ground(slope)
-            )
+            dg = torch.addcmul(who.spread_ground(offset), centred_ground, who.spread_ground(slope))
             dg.mul_(who.ground_count).addcmul_(dy_ground, who.spread_ground(scale))
         return dx, dg, d_weight, d_bias, None, None, None
 
@@ -293,9 +291,7 @@ def batch_norm(
         True
     """
     if not isinstance(x, SparseTensor):
-        return F.batch_norm(
-            x, running_mean, running_var, weight, bias, training, momentum, eps
-        )
+        return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
     vectors = {"running_mean": running_mean, "running_var": running_var}
     _check_channels("batch_norm", x, weight=weight, bias=bias, **vectors)
     if not training:

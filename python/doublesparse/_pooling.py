@@ -9,11 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import _cache, _crossover
-from ._autograd import window_max, window_sum
+from ._autograd_windows import window_max, window_sum
 from ._classes import ABSENT, AxisClasses
-from ._convolution import check_axes, check_dtype, run_dense
+from ._convolution import run_dense
+from ._geometry import Steps, per_axis, resolve
 from ._ground import GroundState
-from ._rulebook import Steps, find, per_axis, resolve
+from ._parameters import check_axes, check_dtype
+from ._rulebook import find
 from ._windows import class_map, pool_plan
 from .sites import Sites
 from .tensor import SparseTensor
@@ -69,7 +71,7 @@ def max_pool(
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> SparseTensor:
-    """max_pool1d .. max_pool3d: active values and the ground of inactive sites; padding is never seen."""
+    """max_pool1d .. max_pool3d: active values and the ground of inactive sites, never padding."""
     check_axes(operation, x, n_axes)
     if return_indices:
         raise NotImplementedError(
@@ -135,7 +137,7 @@ def avg_pool(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
 ) -> SparseTensor:
-    """avg_pool1d .. avg_pool3d. Where the ground is None the divisor is the number of active sites in the window."""
+    """avg_pool1d .. avg_pool3d; where the ground is None the divisor counts active sites."""
     check_axes(operation, x, n_axes)
     if divisor_override is not None and (
         isinstance(divisor_override, bool)

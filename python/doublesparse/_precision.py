@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from .tensor import SparseTensor
 
+_F = TypeVar("_F", bound=Callable[..., Any])
+
 _NARROW = (torch.float16, torch.bfloat16)
 
 
-def widened(f: Callable[..., Any]) -> Callable[..., Any]:
-    """f of a 16-bit SparseTensor in float32; its result is rounded to the dtype of the input."""
+def widened(f: _F) -> _F:
+    """Run f on a 16-bit SparseTensor in float32; round its result to the dtype of the input."""
 
     @functools.wraps(f)
     def call(x: Any, *args: Any, **kwargs: Any) -> Any:
@@ -27,10 +29,10 @@ def widened(f: Callable[..., Any]) -> Callable[..., Any]:
             return f(x.float(), *args, **kwargs).to(x.features.dtype)
         return f(x, *args, **kwargs)
 
-    return call
+    return cast("_F", call)
 
 
-def autocasting(f: Callable[..., Any]) -> Callable[..., Any]:
+def autocasting(f: _F) -> _F:
     """A convolution f(x, weight, bias, ...): under autocast, and with 16-bit operands, in float32.
 
     The operands are rounded to the 16-bit dtype first and the result after: what a 16-bit kernel
@@ -52,4 +54,4 @@ def autocasting(f: Callable[..., Any]) -> Callable[..., Any]:
         with torch.autocast(device, enabled=False):
             return f(x.float(), weight.float(), bias, *args, **kwargs).to(dtype)
 
-    return call
+    return cast("_F", call)

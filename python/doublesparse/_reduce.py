@@ -37,7 +37,7 @@ def _over_space(
     pool: Callable[[SparseTensor], Tensor],
     rest: Callable[..., Tensor],
 ) -> Any:
-    """Reduce all of space by `pool` to (B, C), the rest densely; or channels alone, site by site."""
+    """Space by `pool` to (B, C), the rest densely; or channels alone, site by site."""
     dims = _dims(x, dim, operation)
     space = set(range(2, x.ndim))
     if dims == {1} and keepdim:
@@ -93,9 +93,7 @@ def sum(  # noqa: A001 (torch's name)
 
 def amax(input: SparseTensor, dim: Any = (), keepdim: bool = False) -> Any:
     """Maximum over all sites, ground included, as a dense (B, C); or over channels."""
-    return _over_space(
-        input, dim, keepdim, "amax", widened(functional.global_max_pool), torch.amax
-    )
+    return _over_space(input, dim, keepdim, "amax", widened(functional.global_max_pool), torch.amax)
 
 
 def amin(input: SparseTensor, dim: Any = (), keepdim: bool = False) -> Any:
@@ -201,10 +199,18 @@ METHODS: dict[str, Callable[..., Any]] = {
     "is_floating_point": is_floating_point,
     **{
         name: _of_features(name)
-        for name in (
-            "new_empty new_full new_ones new_tensor new_zeros element_size get_device is_complex "
-            "is_inference is_signed"
-        ).split()
+        for name in [
+            "new_empty",
+            "new_full",
+            "new_ones",
+            "new_tensor",
+            "new_zeros",
+            "element_size",
+            "get_device",
+            "is_complex",
+            "is_inference",
+            "is_signed",
+        ]
     },
 }
 """Methods by name; the free functions of the same name do the same."""

@@ -1,12 +1,12 @@
 """Operations given by any table of taps: pad, interpolate, adaptive pools.
 
-A table says, per axis, which input position each output position reads through each tap. Where it is not arithmetic there are no
-shifted lists to merge, so neighbours are looked up by binary search on the sites' linear keys.
+A table says, per axis, which input position each output position reads through each tap. Where it
+is not arithmetic there are no shifted lists to merge, so neighbours are looked up by binary search
+on the sites' linear keys.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from . import _classes, ops
-from ._autograd import Table, gather_rows
-from ._classes import PAD, Array, AxisClasses
+from ._autograd import gather_rows
+from ._autograd_windows import Table
+from ._classes import Array, AxisClasses
 from ._ground import GroundState
 from ._windows import ClassMap, class_windows
 from .sites import Sites
@@ -29,9 +30,10 @@ class TableWindows(NamedTuple):
 
     Attributes:
         sites: output sites: those that read at least one active site.
-        table: what each tap of an output site reads: a feature row, -1 for padding (and, where the input's ground is None or zero,
-            for inactive sites), -2 - g for class row g.
-        classes: class row that each tap of an output class row reads, int32 (rows, n_offsets), or -1; None without a ground to read.
+        table: what each tap of an output site reads: a feature row, -1 for padding (and, where the
+            input's ground is None or zero, for inactive sites), -2 - g for class row g.
+        classes: class row that each tap of an output class row reads, int32 (rows, n_offsets), or
+            -1; None without a ground to read.
         axes: class maps of the output.
         reads: per axis int32 (n_out_classes, k): input class, PAD or ABSENT.
     """
@@ -44,7 +46,11 @@ class TableWindows(NamedTuple):
 
 
 def readers(taps: Array, extent: int) -> tuple[Array, Array]:
-    """The inverse of one axis' taps: output positions that read each input position, as CSR (start (extent + 1,), positions)."""
+    """The inverse of one axis' taps: the output positions that read each input position.
+
+    Returns:
+        CSR: start (extent + 1,), positions.
+    """
     flat = taps.reshape(-1)
     valid = np.flatnonzero(flat >= 0)
     order = valid[np.argsort(flat[valid], kind="stable")]
@@ -66,7 +72,9 @@ def table_sites(sites: Sites, taps: Sequence[Array]) -> Sites:
         coords[:, 1 + a] = positions[low[row] + within]
         shape = (*out_shape[: a + 1], *sites.spatial_shape[a + 1 :])
         coords = _unique(coords, shape)
-    return Sites(torch.from_numpy(coords).to(torch.int32), out_shape, sites.batch_size, sites.device)
+    return Sites(
+        torch.from_numpy(coords).to(torch.int32), out_shape, sites.batch_size, sites.device
+    )
 
 
 def _unique(coords: Array, shape: tuple[int, ...]) -> Array:
@@ -75,7 +83,10 @@ def _unique(coords: Array, shape: tuple[int, ...]) -> Array:
 
 
 def read_rows(sites: Sites, out_sites: Sites, taps: Sequence[Array]) -> Tensor:
-    """The feature row that each tap of an output site reads, -1 for anything but an active site: int32 (n_out, n_offsets)."""
+    """The feature row that each tap of an output site reads: int32 (n_out, n_offsets).
+
+    -1 stands for anything but an active site.
+    """
     coords = out_sites.coords.long()
     keys = coords[:, :1].clone()
     valid = torch.ones_like(keys, dtype=torch.bool)
@@ -94,7 +105,8 @@ def table_windows(x: SparseTensor, taps: Sequence[Array]) -> TableWindows:
 
     Args:
         x: the input.
-        taps: per axis int (n_out, k): the input position that output position o reads through tap t, PAD or ABSENT.
+        taps: per axis int (n_out, k): the input position that output position o reads through tap
+            t, PAD or ABSENT.
     """
     sites, ground = x.sites, x.ground
     taps = [np.asarray(t) for t in taps]
@@ -117,7 +129,9 @@ def table_windows(x: SparseTensor, taps: Sequence[Array]) -> TableWindows:
 
 
 def regather(x: SparseTensor, taps: Sequence[Array], fill: float = 0.0) -> SparseTensor:
-    """Every output position copies one input position or is `fill`; differentiable. One active site may go to many.
+    """Every output position copies one input position or is `fill`; differentiable.
+
+    One active site may go to many.
 
     Args:
         x: the input.
@@ -150,20 +164,8 @@ def _fill(ground: GroundState, windows: TableWindows, fill: float) -> GroundStat
 
 
 def adaptive_taps(extent: int, n_out: int) -> Array:
-    """Windows [floor(i n / m), ceil((i + 1) n / m)), short ones filled up with ABSENT: int64 (n_out, k)."""
+    """Windows [floor(i n / m), ceil((i + 1) n / m)): int64 (n_out, k), filled up with ABSENT."""
     o = np.arange(n_out, dtype=np.int64)
     low, high = o * extent // n_out, -((-(o + 1) * extent) // n_out)
     read = low[:, None] + np.arange(int((high - low).max()))
     return np.where(read < high[:, None], read, _classes.ABSENT)
-
-
-__all__ = [
-    "PAD",
-    "TableWindows",
-    "adaptive_taps",
-    "itertools",
-    "read_rows",
-    "regather",
-    "table_sites",
-    "table_windows",
-]

@@ -13,9 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ._adaptive_pool import output_sizes
+from ._autograd_windows import window_max
 from ._classes import PAD, Array
 from ._elementwise import refuse
-from ._regather import regather
+from ._global_pool import global_max_pool
+from ._ground import GroundState
+from ._regather import adaptive_taps, regather, table_windows
 from .tensor import SparseTensor
 
 _EXACT_FLOAT32 = 1 << 24  # positions below this are exact in float32
@@ -60,7 +64,10 @@ def interpolate(
         ValueError: sizes and scales that torch refuses.
     """
     if mode not in ("nearest", "nearest-exact"):
-        refuse("interpolate", f"of a SparseTensor has the modes nearest and nearest-exact, not {mode!r}")
+        refuse(
+            "interpolate",
+            f"of a SparseTensor has the modes nearest and nearest-exact, not {mode!r}",
+        )
     shape = input.sites.spatial_shape
     n_axes = len(shape)
     kwargs = {
@@ -69,13 +76,18 @@ def interpolate(
         "recompute_scale_factor": recompute_scale_factor,
     }
     if input.sites.is_full and n_axes <= 3:
-        dense = F.interpolate(input._dense_view(), size, scale_factor, antialias=antialias, **kwargs)
+        dense = F.interpolate(
+            input._dense_view(), size, scale_factor, antialias=antialias, **kwargs
+        )
         return SparseTensor._from_full(dense, keep_none=input.ground is None)
     # torch's index rule differs between ranks, so the image has the rank of the input (at most 3)
     rank = min(n_axes, 3)
     taps = []
     for a, extent in enumerate(shape):
-        of = [_of_axis("interpolate", n, v, a, n_axes) for n, v in (("size", size), ("scale_factor", scale_factor))]
+        of = [
+            _of_axis("interpolate", n, v, a, n_axes)
+            for n, v in (("size", size), ("scale_factor", scale_factor))
+        ]
         sizes = of[0] if of[0] is None else [of[0], *[1] * (rank - 1)]
         scales = of[1] if of[1] is None else [float(of[1]), *[1.0] * (rank - 1)]
         moved = F.interpolate(_positions(extent, rank, input.dtype), sizes, scales, **kwargs)
@@ -129,3 +141,31 @@ def _padded_axis(extent: int, sides: tuple[int, int], mode: str) -> Array:
     raise ValueError(
         f"pad: mode must be constant, reflect, replicate or circular, got {mode!r}; pass one of them"
     )
+
+
+# ------------------------------------------------------------------ adaptive maximum
+def adaptive_max_pool(
+    input: SparseTensor, output_size: Any, return_indices: bool = False
+) -> SparseTensor | Tensor:
+    """Adaptive maximum with torch's windows; one value per channel is a dense (B, C, 1, ...)."""
+    if return_indices:
+        refuse("adaptive_max_pool", "of a SparseTensor has no return_indices=True")
+    sizes = output_sizes("adaptive_max_pool", output_size, input.sites.spatial_shape)
+    if max(sizes) == 1:
+        pooled = global_max_pool(input)
+        return pooled.view(*pooled.shape, *sizes)
+    x, ground = input, input.ground
+    if ground is not None and ground.is_zero:  # the maximum sees a zero as it sees any other value
+        ground = GroundState._of(ground.values, ground.axes)
+        x = SparseTensor._of(x.features, x.sites, ground)
+    taps = [adaptive_taps(n, m) for n, m in zip(x.sites.spatial_shape, sizes, strict=True)]
+    windows = table_windows(x, taps)
+    rows = None if ground is None else ground.rows.contiguous()
+    out = SparseTensor._of(window_max(x.features, rows, windows.table), windows.sites, None)
+    if ground is not None and rows is not None and windows.classes is not None:
+        n_classes = tuple(a.n_classes for a in windows.axes)
+        values = window_max(rows, None, windows.classes)
+        shape = (ground.values.shape[0], *n_classes, ground.channels)
+        out.ground = GroundState._of(values.view(shape), windows.axes)
+        out._drop_ground_if_full()
+    return out

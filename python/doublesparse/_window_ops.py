@@ -1,7 +1,7 @@
-"""Raw operators on windows and on segments of feature rows; the second half of ``ops.py``, which exports them.
+"""Raw operators on windows and on segments of feature rows; exported by ``ops.py``.
 
-A *window table* is int32 (n_out, n_offsets): entry >= 0 is the feature row of the active site that the tap reads, -1
-reads nothing, -2 - g reads row g of the ground values (a *class row*).
+A *window table* is int32 (n_out, n_offsets): an entry >= 0 is the feature row of the active site
+that the tap reads, -1 reads nothing, -2 - g reads row g of the ground values (a *class row*).
 """
 
 from __future__ import annotations
@@ -15,9 +15,7 @@ from . import _C
 def _require_dims(operation: str, name: str, tensor: Tensor, dims: int) -> None:
     """The allocations below need shapes; every other check is made by the kernels' binding."""
     if not isinstance(tensor, Tensor):
-        raise TypeError(
-            f"{operation}: {name} must be a torch.Tensor, got {type(tensor).__name__}"
-        )
+        raise TypeError(f"{operation}: {name} must be a torch.Tensor, got {type(tensor).__name__}")
     if tensor.dim() != dims:
         raise ValueError(
             f"{operation}: {name} must have {dims} dimensions, got {tensor.dim()}; "
@@ -45,8 +43,9 @@ def window_table(
         pairs: the active reads; dst = output rows, src = feature rows.
         n_out: rows of the table; those that no pair names have ground taps only.
         out_class: int32 (n_out,): class of each output row; None: inactive taps read nothing.
-        tap_class: int32 (n_classes, n_offsets): the input class that the tap reads, or -1 (padding, no such tap).
-        rows_per_sample: class rows of one sample, where the ground differs from sample to sample; else 0.
+        tap_class: int32 (n_classes, n_offsets): the input class that the tap reads, or -1
+            (padding, no such tap).
+        rows_per_sample: class rows of one sample, where samples have different grounds; else 0.
         out_batch: int32 (n_out,): sample of each output row, with ``rows_per_sample``.
 
     Raises:
@@ -60,17 +59,18 @@ def window_table(
 
 
 def ground_taps(table: Tensor, n_class_rows: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The ground reads of a window table, as CSR into the sorted list of distinct (offset, class row).
+    """The ground reads of a window table, as CSR into the sorted distinct (offset, class row).
 
     Args:
         table: int32 (n_out, n_offsets).
         n_class_rows: every entry must be at least ``-1 - n_class_rows``.
 
     Returns:
-        ``start`` int64 (n_out + 1,) and ``u_rows`` int32 (n_taps,): the u rows that each output row adds, offsets
-        ascending; ``class_rows`` int32 (n_u,) and ``u_offset_start`` int64 (n_offsets + 1,): u row u is the product
-        of class row ``class_rows[u]`` with the weight of the offset whose range holds u. So
-        ``Pairs(class_rows, arange(n_u), u_offset_start)`` computes u.
+        ``start`` int64 (n_out + 1,) and ``u_rows`` int32 (n_taps,): the u rows that each output row
+        adds, offsets ascending; ``class_rows`` int32 (n_u,) and ``u_offset_start`` int64
+        (n_offsets + 1,): u row u is the product of class row ``class_rows[u]`` with the weight of
+        the offset whose range holds u, so ``Pairs(class_rows, arange(n_u), u_offset_start)``
+        computes u.
 
     Raises:
         ValueError: an entry is out of range, or n_u does not fit int32.
@@ -120,9 +120,10 @@ def _workspace(values: Tensor, n_positions: int) -> Tensor:
 def segment_sum(
     values: Tensor, rows: Tensor | None, start: Tensor, bias: Tensor | None = None
 ) -> Tensor:
-    """``out[s] = bias + sum of values[rows[j]] for j in [start[s], start[s + 1])``: (n_segments, C).
+    """``out[s] = bias + sum of values[rows[j]], start[s] <= j < start[s + 1]``: (n_segments, C).
 
-    Up to 1024 rows are added one after the other, longer segments in chunks of 1024 whose sums are added pairwise.
+    Up to 1024 rows are added one after the other, longer segments in chunks of 1024 whose sums are
+    added pairwise.
 
     Args:
         values: (n, C).
@@ -141,7 +142,7 @@ def segment_sum(
 
 
 def segment_sum_sq(values: Tensor, start: Tensor, mean: Tensor) -> Tensor:
-    """``out[s] = sum of (values[j] - mean[s])^2 for j in [start[s], start[s + 1])``: (n_segments, C).
+    """``out[s] = sum of (values[j] - mean[s])^2, start[s] <= j < start[s + 1]``: (n_segments, C).
 
     Args:
         values: (n, C).
@@ -160,7 +161,8 @@ def segment_sum_sq(values: Tensor, start: Tensor, mean: Tensor) -> Tensor:
 def window_max(x: Tensor, ground_rows: Tensor | None, table: Tensor) -> tuple[Tensor, Tensor]:
     """Maximum over each window, and the tap that won.
 
-    The first of equal values wins, a NaN beats every number, and a window without any tap gives -inf and -1.
+    The first of equal values wins, a NaN beats every number, and a window without any tap gives
+    -inf and -1.
 
     Args:
         x: (n_active, C).
@@ -179,9 +181,10 @@ def window_max(x: Tensor, ground_rows: Tensor | None, table: Tensor) -> tuple[Te
 
 
 def window_sum(x: Tensor, ground_rows: Tensor | None, table: Tensor) -> Tensor:
-    """Sum over each window's active and ground values, taps ascending: (n_out, C); arguments as ``window_max``.
+    """Sum over each window's active and ground values, taps ascending: (n_out, C).
 
-    Its gradient is ``segment_sum(dy, index // n_offsets, start)`` with ``invert_rows`` of the flat table.
+    Arguments as for ``window_max``. Its gradient is ``segment_sum(dy, index // n_offsets, start)``
+    with ``invert_rows`` of the flat table.
     """
     _require_dims("window_sum", "x", x, 2)
     _require_dims("window_sum", "table", table, 2)

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from . import _cache, ops
-from ._autograd import Segments, Table
+from ._autograd import Segments
+from ._autograd_windows import Table
 from ._classes import Array, AxisClasses, flat_taps, uniform_axes
+from ._geometry import Steps
 from ._ground import MAX_ROWS, GroundState
-from ._rulebook import Entry, Steps
+from ._rulebook import Entry
 from .sites import Sites
 
 Axes = tuple[AxisClasses, ...]
@@ -45,11 +47,13 @@ class ClassMap(NamedTuple):
 def class_map(steps: Steps, axes: Axes) -> ClassMap:
     """Classes of a layer's output."""
     sides = [steps.axis(a, axis) for a, axis in enumerate(axes)]
-    return ClassMap(tuple(s[0] for s in sides), [s[1] for s in sides], tuple(a.n_classes for a in axes))
+    return ClassMap(
+        tuple(s[0] for s in sides), [s[1] for s in sides], tuple(a.n_classes for a in axes)
+    )
 
 
 def class_windows(cmap: ClassMap, n_samples: int, first: int, last: int) -> Tensor:
-    """Class row that each tap of output class rows first .. last reads, or -1: int32 (last - first, n_offsets).
+    """Class row that each tap of some output class rows reads, or -1: int32 (m, n_offsets).
 
     Class rows run sample by sample; `n_samples` is 1 where all samples share one ground.
     """
@@ -66,9 +70,8 @@ def site_windows(entry: Entry, out_sites: Sites, cmap: ClassMap | None, n_sample
     Without a class map, inactive sites do not exist.
     """
     pairs, n_out = entry.pairs, out_sites.n_sites
-    rows = (pairs.src_rows, pairs.dst_rows, pairs.offset_start, n_out)
     if cmap is None:
-        return ops.window_table(*rows)
+        return ops.window_table(pairs, n_out)
     out_class = out_sites.class_of(cmap.axes)
     ids = np.arange(cmap.n_out) if cmap.n_out <= max(n_out, 1024) else None
     if ids is None:  # a background image on few sites: only the classes that occur
@@ -76,13 +79,16 @@ def site_windows(entry: Entry, out_sites: Sites, cmap: ClassMap | None, n_sample
         ids, out_class = used.numpy(), out_class.to(torch.int32)
     taps = torch.from_numpy(flat_taps(cmap.reads, cmap.n_in, ids))
     if n_samples == 1:
-        return ops.window_table(*rows, out_class, taps)
-    return ops.window_table(*rows, out_class, taps, cmap.rows_in, out_sites.batch)
+        return ops.window_table(pairs, n_out, out_class, taps)
+    return ops.window_table(pairs, n_out, out_class, taps, cmap.rows_in, out_sites.batch)
 
 
 # ------------------------------------------------------------------ for linear layers
 class Chunk(NamedTuple):
-    """A piece of the windows of a linear layer: u = W_k G for the (offset, class) pairs that occur in it, and their sums."""
+    """A piece of the windows of a linear layer.
+
+    The table u = W_k G for the (offset, class) pairs that occur in it, and its sums.
+    """
 
     pairs: ops.Pairs  # class rows to rows of u
     n_u: int
@@ -92,8 +98,8 @@ class Chunk(NamedTuple):
 class LinearPlan(NamedTuple):
     """What a linear layer adds for inactive sites.
 
-    One chunk of all windows where the table u is small: `sites` and `classes` are then its two halves. Else several chunks, whose
-    windows (sites first, then classes) come one after the other.
+    One chunk of all windows where the table u is small: `sites` and `classes` are then its two
+    halves. Else several chunks, whose windows (sites first, then classes) come one after the other.
     """
 
     axes: Axes
@@ -119,7 +125,8 @@ def linear_plan(
     n_samples = ground.values.shape[0]
     n_u = max(1, U_BYTES // max(row_bytes, 1))
     whole = ground.n_rows * n_samples * steps.n_offsets <= n_u
-    # a window adds at most n_offsets rows to u; powers of two, so that layers of other widths find the same plan
+    # a window adds at most n_offsets rows to u; a power of two, so that layers of other widths find
+    # the same plan
     step = 0 if whole else 1 << (max(1, n_u // steps.n_offsets).bit_length() - 1)
     key = ("linear", steps, ground.axes, n_samples, step)
     plan = _cache.get(sites, key)
@@ -138,7 +145,10 @@ def _build_linear(
     n_sites, n_rows = len(table), ground.n_rows * n_samples
     n_classes = 0 if out_sites.is_full else cmap.n_out * n_samples  # no inactive site: no ground
     if n_classes > MAX_ROWS:
-        raise ValueError(f"ground state: the classes must number below 2^31, got {n_classes}; use a smaller background")
+        raise ValueError(
+            f"ground state: the classes must number below 2^31, got {n_classes}; "
+            "use a smaller background"
+        )
     chunks = []
     total = n_sites + n_classes
     for first in range(0, max(total, 1), step) if step else [0]:
@@ -169,7 +179,8 @@ def _build_linear(
 class PoolPlan(NamedTuple):
     """The windows of a pool.
 
-    `sites` codes class rows as -2 - g; `classes` is over the ground's rows alone, so it holds them as they are.
+    `sites` codes class rows as -2 - g; `classes` is over the ground's rows alone, so it holds them
+    as they are.
     """
 
     sites: Table

@@ -13,6 +13,14 @@ import torch
 from torch import Tensor
 
 from . import _C
+from ._window_ops import ground_taps as ground_taps
+from ._window_ops import invert_rows as invert_rows
+from ._window_ops import segment_sum as segment_sum
+from ._window_ops import segment_sum_sq as segment_sum_sq
+from ._window_ops import window_max as window_max
+from ._window_ops import window_max_grad as window_max_grad
+from ._window_ops import window_sum as window_sum
+from ._window_ops import window_table as window_table
 
 Pairs = _C.Pairs
 """``Pairs(src_rows, dst_rows, offset_start)``: int32 (n_pairs,), int32 (n_pairs,), int64 (n_offsets + 1,).

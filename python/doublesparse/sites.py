@@ -12,18 +12,19 @@ import torch
 from torch import Tensor
 
 from . import _cache, ops
+from ._checks import as_integers, check_range, check_shape
 from ._classes import AxisClasses
 
-_INT32_MAX = 2**31 - 1
-_INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
 _uids = count()
 
 
 class Sites:
-    """The active sites of a batch of grids: unique, in lexicographic order, immutable. A row number is a site's identity.
+    """The active sites of a batch of grids: unique, in lexicographic order, immutable.
 
-    Made by `SparseTensor` and by the layers; equal geometry gives equal results, so everything that depends on geometry alone (the
-    rulebooks) is remembered here. Pickling leaves that out.
+    A row number is a site's identity.
+
+    Made by `SparseTensor` and by the layers; equal geometry gives equal results, so everything that
+    depends on geometry alone (the rulebooks) is remembered here. Pickling leaves that out.
 
     Attributes:
         spatial_shape: extents of the grid, 1 to 4 of them.
@@ -53,8 +54,14 @@ class Sites:
     spatial_shape: tuple[int, ...]
     cache: dict[Hashable, tuple[int, Any]]
 
-    def __init__(self, coords: Tensor | None, spatial_shape: tuple[int, ...], batch_size: int, device: torch.device) -> None:
-        """For internal use: coords int32 (n_sites, 1 + D), sorted and unique; None stands for all cells."""
+    def __init__(
+        self,
+        coords: Tensor | None,
+        spatial_shape: tuple[int, ...],
+        batch_size: int,
+        device: torch.device,
+    ) -> None:
+        """For internal use: coords int32 (n_sites, 1 + D), sorted, unique; None: all cells."""
         self.spatial_shape = spatial_shape
         self.batch_size = batch_size
         self.n_cells = batch_size * math.prod(spatial_shape)
@@ -68,7 +75,9 @@ class Sites:
         self.uid = next(_uids)
 
     @staticmethod
-    def full(batch_size: int, spatial_shape: Sequence[int], device: torch.device | str = "cpu") -> Sites:
+    def full(
+        batch_size: int, spatial_shape: Sequence[int], device: torch.device | str = "cpu"
+    ) -> Sites:
         """All cells active."""
         return Sites(None, tuple(spatial_shape), batch_size, torch.device(device))
 
@@ -79,13 +88,17 @@ class Sites:
         """Check, sort and number sites.
 
         Args:
-            coords: (n, 1 + D), columns [batch, spatial...], any order, any integer dtype (floats that are integers are taken too).
+            coords: (n, 1 + D), columns [batch, spatial...], any order, any integer dtype (floats
+                that are integers are taken too).
             spatial_shape: D extents.
-            batch_size: number of samples; default: the largest batch index plus one (1 where there is no site).
+            batch_size: number of samples; default: the largest batch index plus one (1 where there
+                is no site).
 
         Returns:
-            the sites; `order` int64 (n,): the given row that comes n-th, or None where the rows came sorted; `start` int64
-            (n_sites + 1,): the range of sorted rows of each site, or None where there are no repeats.
+            the sites; `order` int64 (n,): the given row that comes n-th, or None where the rows
+            came sorted; `start` int64
+            (n_sites + 1,): the range of sorted rows of each site, or None where there are no
+            repeats.
 
         Raises:
             TypeError: coords is no tensor, or of a dtype that holds no numbers of cells.
@@ -93,8 +106,8 @@ class Sites:
             NotImplementedError: a meta tensor.
         """
         shape = check_shape(spatial_shape)
-        coords = _as_integers(coords, len(shape))
-        batch_size = _check_range(coords, shape, batch_size)
+        coords = as_integers(coords, len(shape))
+        batch_size = check_range(coords, shape, batch_size)
         coords = coords.to(torch.int32).contiguous()
         keys = ops.linear_keys(coords, shape)
         order = None
@@ -109,7 +122,9 @@ class Sites:
                 return sites, order, torch.cat([start, start.new_full((1,), len(keys))])
             coords = coords[order]
         else:
-            coords = coords.clone()  # rows are read-only for us: later writes of the caller must not reach them
+            coords = (
+                coords.clone()
+            )  # rows are read-only for us: later writes of the caller must not reach them
         sites = Sites(coords, shape, batch_size, coords.device)
         sites._keys = keys
         return sites, order, None
@@ -141,7 +156,7 @@ class Sites:
 
     @property
     def batch_start(self) -> Tensor:
-        """int64 (batch_size + 1,): rows batch_start[b] .. batch_start[b + 1] are the sites of sample b."""
+        """int64 (batch_size + 1,): sample b has the rows batch_start[b] .. batch_start[b + 1]."""
         if self._batch_start is None:
             samples = torch.arange(self.batch_size + 1, device=self.device)
             if self.is_full:
@@ -161,7 +176,7 @@ class Sites:
         return found
 
     def class_of(self, axes: tuple[AxisClasses, ...]) -> Tensor:
-        """int32 (n_sites,): flat class number of every site, row-major over the axes' classes; remembered."""
+        """int32 (n_sites,): flat class number of every site, row-major; remembered."""
         key = ("class", axes)
         found = _cache.get(self, key)
         if found is None:
@@ -178,7 +193,11 @@ class Sites:
         """Whether both are the same sites of the same grid."""
         if self is other:
             return True
-        if (self.batch_size, self.spatial_shape, self.n_sites) != (other.batch_size, other.spatial_shape, other.n_sites):
+        if (self.batch_size, self.spatial_shape, self.n_sites) != (
+            other.batch_size,
+            other.spatial_shape,
+            other.n_sites,
+        ):
             return False
         return self.is_full or torch.equal(self.coords, other.coords)
 
@@ -187,7 +206,12 @@ class Sites:
         device = torch.device(device)
         if device == self.device:
             return self
-        return Sites(None if self._coords is None else self._coords.to(device), self.spatial_shape, self.batch_size, device)
+        return Sites(
+            None if self._coords is None else self._coords.to(device),
+            self.spatial_shape,
+            self.batch_size,
+            device,
+        )
 
     def __len__(self) -> int:
         """Number of active sites."""
@@ -199,86 +223,23 @@ class Sites:
 
     def __getstate__(self) -> tuple[Any, ...]:
         """Everything but what is remembered; a full grid needs no coordinates."""
-        return (None if self.is_full else self.coords, self.spatial_shape, self.batch_size, str(self.device))
+        return (
+            None if self.is_full else self.coords,
+            self.spatial_shape,
+            self.batch_size,
+            str(self.device),
+        )
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         """The counterpart."""
         coords, shape, batch_size, device = state
-        self.__init__(coords, tuple(shape), batch_size, torch.device(device) if coords is None else coords.device)  # type: ignore[misc]
+        self.__init__(
+            coords,
+            tuple(shape),
+            batch_size,
+            torch.device(device) if coords is None else coords.device,
+        )  # type: ignore[misc]
 
     def __repr__(self) -> str:
         """Number of sites and the grid."""
         return f"Sites(sites={self.n_sites}, batch={self.batch_size}, spatial={self.spatial_shape})"
-
-
-def check_shape(spatial_shape: Sequence[int], where: str = "SparseTensor") -> tuple[int, ...]:
-    """The extents as a tuple of ints.
-
-    Raises:
-        TypeError: not a sequence of integers.
-        ValueError: not 1 to 4 of them, one below 1 or above int32, or a product that int64 cannot hold.
-    """
-    if spatial_shape is None or isinstance(spatial_shape, (int, float, str)):
-        raise TypeError(f"{where}: spatial_shape must be a sequence of ints, got {spatial_shape!r}; pass e.g. (64, 64)")
-    try:
-        shape = tuple(n.__index__() for n in spatial_shape)
-    except (TypeError, AttributeError):
-        raise TypeError(f"{where}: spatial_shape must be a sequence of ints, got {spatial_shape!r}; pass e.g. (64, 64)") from None
-    if not 1 <= len(shape) <= 4:
-        raise ValueError(f"{where}: spatial_shape must have 1 to 4 extents, got {len(shape)}; drop or merge axes")
-    if min(shape) < 1 or max(shape) > _INT32_MAX:
-        raise ValueError(f"{where}: extents must lie in [1, 2^31 - 1], got {shape}; use a positive, smaller grid")
-    if math.prod(shape) >= 2**63:
-        raise ValueError(f"{where}: the product of the extents must be below 2^63, got {shape}; use a smaller grid")
-    return shape
-
-
-def _as_integers(coords: Tensor, n_axes: int) -> Tensor:
-    """Coordinates of an integer dtype, of the right rank, with integral values."""
-    if not isinstance(coords, Tensor):
-        raise TypeError(
-            f"SparseTensor: coords must be a Tensor, got {type(coords).__name__}; pass torch.tensor of shape (n_sites, {1 + n_axes})"
-        )
-    if coords.is_meta:
-        raise NotImplementedError("SparseTensor: coords must hold data, got a meta tensor; use a CPU tensor")
-    if coords.dim() != 2 or coords.shape[1] != 1 + n_axes:
-        raise ValueError(
-            f"SparseTensor: coords must have shape (n_sites, {1 + n_axes}), columns [batch, spatial...], got {tuple(coords.shape)}; "
-            f"spatial_shape has {n_axes} extents and the first column is the batch index"
-        )
-    if coords.dtype.is_floating_point:
-        if bool((coords != coords.floor()).any()) or bool(coords.isinf().any()):  # NaN != NaN, so a NaN is caught too
-            raise ValueError("SparseTensor: coords must be integers, got NaN, infinite or fractional values; use x.floor().long()")
-        return coords.detach().to(torch.int64)
-    if coords.dtype not in _INTEGERS:
-        raise TypeError(f"SparseTensor: coords must be of an integer dtype, got {coords.dtype}; use coords.to(torch.int32)")
-    return coords.to(torch.int64) if coords.dtype in (torch.uint16, torch.uint32, torch.uint64) else coords
-
-
-def _check_range(coords: Tensor, shape: tuple[int, ...], batch_size: int | None) -> int:
-    """The batch size, after checking that every site lies in the grid; names the first one that does not."""
-    if batch_size is not None:
-        if isinstance(batch_size, bool) or not hasattr(batch_size, "__index__"):
-            raise TypeError(f"SparseTensor: batch_size must be an int or None, got {batch_size!r}; pass the number of samples")
-        batch_size = batch_size.__index__()
-        if not 0 <= batch_size <= _INT32_MAX:
-            raise ValueError(f"SparseTensor: batch_size must lie in [0, 2^31 - 1], got {batch_size}; pass the number of samples")
-    if coords.shape[0] == 0:
-        batch_size = 1 if batch_size is None else batch_size
-    else:
-        low, high = coords.amin(0).tolist(), coords.amax(0).tolist()
-        known = batch_size
-        batch_size = high[0] + 1 if known is None else known
-        extents = (batch_size, *shape)
-        if min(low) < 0 or any(h >= n for h, n in zip(high, extents, strict=True)):
-            limit = torch.tensor(extents, device=coords.device)
-            row = int(((coords < 0) | (coords >= limit)).any(1).nonzero()[0])
-            fix = "raise batch_size or spatial_shape, or drop the site" if min(low) >= 0 else "drop the site or shift the grid"
-            raise ValueError(
-                f"SparseTensor: coords must lie in [0, {extents}), got {coords[row].tolist()} in row {row}; {fix}"
-            )
-    if batch_size * math.prod(shape) >= 2**63 or batch_size > _INT32_MAX:
-        raise ValueError(
-            f"SparseTensor: batch_size times the extents must be below 2^63, got {(batch_size, *shape)}; use a smaller grid"
-        )
-    return batch_size

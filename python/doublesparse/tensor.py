@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._autograd import merge_repeats
-from ._ground import GroundState, make_ground
-from .sites import Sites, check_shape
+from ._autograd import gather_rows, merge_repeats
+from ._checks import check_features, check_shape, repeated
+from ._ground import GroundState, differs, make_ground
+from ._torch_compat import function_name
+from .sites import Sites
 
 __all__ = ["HANDLERS", "GroundState", "SparseTensor", "implements"]
 
@@ -87,7 +89,7 @@ class SparseTensor:
                 f"SparseTensor: duplicates must be one of {_DUPLICATES}, got {duplicates!r}; "
                 "pass one of them"
             )
-        _check_features(features)
+        check_features(features)
         shape = check_shape(spatial_shape)
         if isinstance(coords, Tensor) and coords.device != features.device and not coords.is_meta:
             raise RuntimeError(
@@ -101,7 +103,9 @@ class SparseTensor:
                 f"got {features.shape[0]}; give both the same length"
             )
         if start is not None and order is not None:
-            features = self._resolve(features, coords, order, start, duplicates)
+            if duplicates == "error":
+                raise ValueError(repeated(coords, order, start))
+            features = merge_repeats(features, order, start, duplicates)
         elif order is not None:
             features = features[order]
         self.features = features.contiguous()
@@ -110,21 +114,6 @@ class SparseTensor:
             ground, features.shape[1], sites.batch_size, shape, features.dtype, features.device
         )
         self._drop_ground_if_full()
-
-    @staticmethod
-    def _resolve(
-        features: Tensor, coords: Tensor, order: Tensor, start: Tensor, duplicates: str
-    ) -> Tensor:
-        """Features of repeated sites made one."""
-        if duplicates == "error":
-            again = int((start[1:] - start[:-1] > 1).nonzero()[0])
-            row = order[start[again] + 1]
-            raise ValueError(
-                f"SparseTensor: coords must be unique, got {coords[row].tolist()} twice "
-                f"(rows {int(order[start[again]])} and {int(row)}); "
-                'pass duplicates="sum", "mean", "max" or "first"'
-            )
-        return merge_repeats(features, order, start, duplicates)
 
     @classmethod
     def _of(cls, features: Tensor, sites: Sites, ground: GroundState | None) -> SparseTensor:
@@ -154,21 +143,13 @@ class SparseTensor:
             ground: as in the constructor; with None, sites that are zero in all channels are
                 taken as not existing.
         """
-        _check_features(dense, "SparseTensor.from_dense", "dense", n_axes=True)
+        check_features(dense, "SparseTensor.from_dense", "dense", n_axes=True)
         shape = check_shape(tuple(dense.shape[2:]), "SparseTensor.from_dense")
         batch, channels = dense.shape[:2]
         state = make_ground(
             ground, channels, batch, shape, dense.dtype, dense.device, "SparseTensor.from_dense"
         )
-        if state is None or state.is_zero:
-            active = (dense.detach() != 0).any(1)
-        else:
-            image = state.values.detach().movedim(-1, 1)
-            for a, axis in enumerate(state.axes):
-                if not axis.is_identity and axis.n_classes > 1:
-                    index = torch.from_numpy(axis.expand()).long().to(dense.device)
-                    image = image.index_select(2 + a, index)
-            active = (dense.detach() != image).any(1)
+        active = differs(dense.detach(), state)
         return cls._at(dense, active, state)
 
     @classmethod
@@ -179,7 +160,7 @@ class SparseTensor:
             return cls._from_full(dense, keep_none=ground is None)
         coords = active.nonzero()
         features = dense.movedim(1, -1)[tuple(coords.unbind(1))]
-        sites = Sites(coords.to(torch.int32), shape, batch, dense.device)
+        sites = Sites(coords.to(torch.int32).contiguous(), shape, batch, dense.device)
         return cls._of(features.contiguous(), sites, ground)
 
     @classmethod
@@ -202,17 +183,16 @@ class SparseTensor:
     def to_dense(self) -> Tensor:
         """(B, C, *spatial), inactive sites filled with the ground (0 where it is None)."""
         if self.sites.is_full:
-            return self._dense_view()
+            return self._dense_view().contiguous()
         sites, features, ground = self.sites, self.features, self.ground
         channels = features.shape[1]
         if ground is None or ground.is_zero:
             image = features.new_zeros(sites.n_cells, channels)
         else:
-            from ._autograd import gather_rows
-
             image = gather_rows(ground.rows, ground.cell_rows(sites.batch_size))
         image = image.index_copy(0, sites.keys, features)
-        return image.view(sites.batch_size, *sites.spatial_shape, channels).movedim(-1, 1)
+        image = image.view(sites.batch_size, *sites.spatial_shape, channels)
+        return image.movedim(-1, 1).contiguous()
 
     def replace(self, features: Tensor | None = None, ground: Any = _KEEP) -> SparseTensor:
         """Other features or another ground at the same sites.
@@ -226,7 +206,7 @@ class SparseTensor:
             TypeError: features are no floating-point tensor.
         """
         new, sites = self.features if features is None else features, self.sites
-        _check_features(new, "SparseTensor.replace")
+        check_features(new, "SparseTensor.replace")
         if new.shape[0] != sites.n_sites:
             raise ValueError(
                 f"SparseTensor.replace: features must have {sites.n_sites} rows, one per site, "
@@ -327,9 +307,7 @@ class SparseTensor:
         )
 
     # -------------------------------------------------------------- conversions
-    def map(
-        self, f: Callable[[Tensor], Tensor], keeps_zero: bool = False
-    ) -> SparseTensor:
+    def map(self, f: Callable[[Tensor], Tensor], keeps_zero: bool = False) -> SparseTensor:
         """Apply an elementwise function of rows (channels in dim -1) to features and ground.
 
         Args:
@@ -355,7 +333,7 @@ class SparseTensor:
         features = self.features.to(*args, **kwargs)
         if features is self.features:
             return self
-        _check_features(features, "SparseTensor.to")
+        check_features(features, "SparseTensor.to")
         ground = self.ground
         if ground is not None:
             if ground.is_zero:
@@ -425,39 +403,8 @@ class SparseTensor:
         """Route torch functions to their sparse meaning."""
         handler = HANDLERS.get(func)
         if handler is None:
-            name = getattr(func, "__name__", str(func))
             raise NotImplementedError(
-                f"{name}: has no sparse meaning for a SparseTensor; call .to_dense() first"
+                f"{function_name(func)}: has no sparse meaning for a SparseTensor; "
+                "call .to_dense() first"
             )
         return handler(*args, **(kwargs or {}))
-
-
-def _check_features(
-    features: Any,
-    operation: str = "SparseTensor",
-    name: str = "features",
-    n_axes: bool = False,
-) -> None:
-    """A floating-point tensor with data; (n, C), or an image (B, C, *spatial) where `n_axes`."""
-    if not isinstance(features, Tensor):
-        raise TypeError(
-            f"{operation}: {name} must be a Tensor, got {type(features).__name__}; "
-            "pass a floating-point torch.Tensor"
-        )
-    if features.is_meta:
-        raise NotImplementedError(
-            f"{operation}: {name} must hold data, got a meta tensor; use a CPU tensor"
-        )
-    if not features.dtype.is_floating_point:
-        raise TypeError(
-            f"{operation}: {name} must be floating point, got {features.dtype}; use x.float()"
-        )
-    if features.layout is not torch.strided:
-        raise TypeError(
-            f"{operation}: {name} must be a strided tensor, got {features.layout}; use x.to_dense()"
-        )
-    wanted = "(B, C, *spatial) with 1 to 4 spatial axes" if n_axes else "(n_sites, C)"
-    if not (3 <= features.dim() <= 6 if n_axes else features.dim() == 2):
-        raise ValueError(
-            f"{operation}: {name} must have shape {wanted}, got {tuple(features.shape)}; reshape it"
-        )

@@ -1,6 +1,8 @@
-// Deduplication by one flag per (offset, class row): offset-major, so that numbering the flags in memory order sorts
-// the result.
+// Deduplication by one flag per (offset, class row): offset-major, so that numbering the flags in
+// memory order sorts the result. Whether a tap reads the ground is a coin toss, so the two passes
+// over the table have no branch on it.
 #include <algorithm>
+#include <cstring>
 
 #include "core/parallel.h"
 #include "cpu/windows/windows.h"
@@ -9,36 +11,70 @@ namespace ds {
 namespace {
 
 constexpr int64_t kBlockEntries = 64 * 1024;
+constexpr int64_t kBufferTaps = 64;
 
 int64_t rows_per_block(const GroundTapsArgs& a) {
   return std::max<int64_t>(1, kBlockEntries / std::max<int64_t>(a.n_offsets, 1));
 }
 
-// Marks what the rows need and leaves in start[i + 1] the number of taps of the rows up to i. Threads meet in a flag
-// only to write the same 1: relaxed stores, which cost as much as plain ones. Taps that are not ground go to a dummy:
-// whether a tap is, is a coin toss that a branch would lose.
-void mark_rows(const GroundTapsArgs& a, int64_t row_begin, int64_t row_end) {
+void set_relaxed(int32_t* flag) { __atomic_store_n(flag, 1, __ATOMIC_RELAXED); }
+
+// Marks what the rows need and leaves in start[row + 1] the number of taps of the block up to row.
+// Threads meet in a flag only to write the same 1: relaxed stores, which cost as much as plain
+// ones. Other taps write to a dummy. False where an entry is below -1 - n_class_rows.
+bool mark_rows(const GroundTapsArgs& a, int64_t row_begin, int64_t row_end) {
   int64_t taps = 0;
   int32_t dummy = 0;
+  bool good = true;
   for (int64_t row = row_begin; row < row_end; ++row) {
     const int32_t* entry = a.table + row * a.n_offsets;
     int32_t* flags = a.flags;
     for (int64_t k = 0; k < a.n_offsets; ++k, flags += a.n_class_rows) {
-      const bool ground = entry[k] < kNoTap;
-      int32_t* flag = ground ? flags + (INT64_C(-2) - entry[k]) : &dummy;
-      __atomic_store_n(flag, 1, __ATOMIC_RELAXED);
+      const int64_t class_row = INT64_C(-2) - entry[k];
+      const bool ground = class_row >= 0, known = class_row < a.n_class_rows;
+      set_relaxed(ground & known ? flags + class_row : &dummy);
+      good &= known;
       taps += ground;
     }
     a.start[row + 1] = taps;
   }
+  return good;
+}
+
+// The numbers of the rows' taps, from start[row] on. False where they do not fit there.
+bool fill_rows(const GroundTapsArgs& a, int64_t row_begin, int64_t row_end, int32_t* u_rows) {
+  int32_t buffer[kBufferTaps];
+  for (int64_t row = row_begin; row < row_end; ++row) {
+    const int32_t* entry = a.table + row * a.n_offsets;
+    const int32_t* flags = a.flags;
+    int64_t at = a.start[row];
+    bool good = true;
+    for (int64_t first = 0; first < a.n_offsets; first += kBufferTaps) {
+      const int64_t last = std::min(a.n_offsets, first + kBufferTaps);
+      int64_t n = 0;
+      for (int64_t k = first; k < last; ++k, flags += a.n_class_rows) {
+        const int64_t class_row = INT64_C(-2) - entry[k];
+        const bool ground = class_row >= 0, known = class_row < a.n_class_rows;
+        buffer[n] = *(ground & known ? flags + class_row : entry);
+        good &= known;
+        n += ground;
+      }
+      if (!good || at + n > a.start[row + 1]) return false;
+      std::memcpy(u_rows + at, buffer, n * sizeof(int32_t));
+      at += n;
+    }
+    if (at != a.start[row + 1]) return false;
+  }
+  return true;
 }
 
 }  // namespace
 
-void plan_ground_taps(const GroundTapsArgs& a, int n_threads) {
+bool plan_ground_taps(const GroundTapsArgs& a, int n_threads) {
   const int64_t block = rows_per_block(a);
+  int32_t failed = 0;
   parallel_for((a.n_out + block - 1) / block, n_threads, [&](int64_t b) {
-    mark_rows(a, b * block, std::min(a.n_out, (b + 1) * block));
+    if (!mark_rows(a, b * block, std::min(a.n_out, (b + 1) * block))) set_relaxed(&failed);
   });
   int64_t before = a.start[0] = 0;
   for (int64_t begin = 0; begin < a.n_out; begin += block) {
@@ -54,33 +90,26 @@ void plan_ground_taps(const GroundTapsArgs& a, int n_threads) {
   });
   a.u_offset_start[0] = 0;
   for (int64_t k = 0; k < a.n_offsets; ++k) a.u_offset_start[k + 1] += a.u_offset_start[k];
+  return failed == 0;
 }
 
-bool fill_ground_taps(const GroundTapsArgs& a, int32_t* u_rows, int32_t* class_rows, int n_threads) {
+bool fill_ground_taps(const GroundTapsArgs& a, int32_t* u_rows, int32_t* class_rows,
+                      int n_threads) {
   int32_t failed = 0;
   parallel_for(a.n_offsets, n_threads, [&](int64_t k) {
     int32_t* flags = a.flags + k * a.n_class_rows;
     int64_t u = a.u_offset_start[k];
     for (int64_t g = 0; g < a.n_class_rows; ++g) {
       if (flags[g] == 0) continue;
-      if (u == a.u_offset_start[k + 1]) return __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
+      if (u == a.u_offset_start[k + 1]) return set_relaxed(&failed);
       class_rows[u] = static_cast<int32_t>(g);
       flags[g] = static_cast<int32_t>(u++);
     }
   });
+  if (failed != 0) return false;
   const int64_t block = rows_per_block(a);
   parallel_for((a.n_out + block - 1) / block, n_threads, [&](int64_t b) {
-    const int64_t row_end = std::min(a.n_out, (b + 1) * block);
-    int64_t at = a.start[b * block];
-    for (int64_t row = b * block; row < row_end; ++row) {
-      const int32_t* entry = a.table + row * a.n_offsets;
-      const int32_t* flags = a.flags;
-      for (int64_t k = 0; k < a.n_offsets; ++k, flags += a.n_class_rows) {
-        if (entry[k] >= kNoTap) continue;
-        if (at == a.start[row + 1]) return __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
-        u_rows[at++] = flags[INT64_C(-2) - entry[k]];
-      }
-    }
+    if (!fill_rows(a, b * block, std::min(a.n_out, (b + 1) * block), u_rows)) set_relaxed(&failed);
   });
   return failed == 0;
 }

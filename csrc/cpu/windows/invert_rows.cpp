@@ -1,3 +1,5 @@
+// Counting sort of the positions by value. Negative rows (in a window table most of them) are
+// sifted out first, a block at a time and without a branch.
 #include <algorithm>
 
 #include "core/parallel.h"
@@ -8,15 +10,28 @@ namespace {
 
 // More chunks than this pay for more counts than they save time.
 constexpr int64_t kMinChunkRows = 64 * 1024;
+constexpr int64_t kBlockRows = 1024;                     // 8 KiB of positions in L1
 
-struct Chunk {
-  int64_t begin, end;
-};
-
-Chunk chunk_of(int64_t c, int64_t n_chunks, int64_t n_rows) {
-  return {n_rows / n_chunks * c + std::min(c, n_rows % n_chunks),
-          n_rows / n_chunks * (c + 1) + std::min(c + 1, n_rows % n_chunks)};
+// Calls f(row, position) for the rows >= 0 of chunk c, ascending; f returns false to give up.
+template <class F>
+bool for_present_rows(const RowList& list, int64_t c, const F& f) {
+  const int64_t each = list.n_rows / list.n_chunks, more = list.n_rows % list.n_chunks;
+  const int64_t end = each * (c + 1) + std::min(c + 1, more);
+  int64_t present[kBlockRows];
+  for (int64_t begin = each * c + std::min(c, more); begin < end; begin += kBlockRows) {
+    const int64_t block_end = std::min(end, begin + kBlockRows);
+    int64_t n = 0;
+    for (int64_t j = begin; j < block_end; ++j) {
+      present[n] = j;
+      n += list.rows[j] >= 0;
+    }
+    for (int64_t i = 0; i < n; ++i)
+      if (!f(list.rows[present[i]], present[i])) return false;
+  }
+  return true;
 }
+
+void set_relaxed(int32_t* flag) { __atomic_store_n(flag, 1, __ATOMIC_RELAXED); }
 
 }  // namespace
 
@@ -24,39 +39,44 @@ int64_t invert_chunks(int64_t n_rows, int64_t n_values, int n_threads) {
   return std::clamp<int64_t>(n_rows / std::max(kMinChunkRows, n_values), 1, std::max(n_threads, 1));
 }
 
-void plan_inverse(const int32_t* rows, int64_t n_rows, int64_t n_values, int64_t n_chunks, int64_t* counts,
-                  int64_t* start, int n_threads) {
-  parallel_for(n_chunks, n_threads, [&](int64_t c) {
-    int64_t* count = counts + c * n_values;
-    std::fill(count, count + n_values, 0);
-    const Chunk chunk = chunk_of(c, n_chunks, n_rows);
-    for (int64_t j = chunk.begin; j < chunk.end; ++j)
-      if (rows[j] >= 0) ++count[rows[j]];
+bool plan_inverse(const RowList& list, int64_t* counts, int64_t* start, int n_threads) {
+  int32_t failed = 0;
+  parallel_for(list.n_chunks, n_threads, [&](int64_t c) {
+    int64_t* count = counts + c * list.n_values;
+    std::fill(count, count + list.n_values, 0);
+    const bool good = for_present_rows(list, c, [&](int32_t row, int64_t) {
+      if (row >= list.n_values) return false;
+      ++count[row];
+      return true;
+    });
+    if (!good) set_relaxed(&failed);
   });
   int64_t total = 0;
-  for (int64_t v = 0; v < n_values; ++v) {
+  for (int64_t v = 0; v < list.n_values; ++v) {
     start[v] = total;
-    for (int64_t c = 0; c < n_chunks; ++c) {
-      int64_t* count = counts + c * n_values + v;
+    for (int64_t c = 0; c < list.n_chunks; ++c) {
+      int64_t* count = counts + c * list.n_values + v;
       total += *count;
       *count = total - *count;                             // becomes the position
     }
   }
-  start[n_values] = total;
+  start[list.n_values] = total;
+  return failed == 0;
 }
 
-bool fill_inverse(const int32_t* rows, int64_t n_rows, int64_t n_values, int64_t n_chunks, int64_t* positions,
-                  int64_t n_index, int64_t* index, int n_threads) {
+bool fill_inverse(const RowList& list, int64_t* positions, int64_t n_index, int64_t* index,
+                  int n_threads) {
   int32_t failed = 0;
-  parallel_for(n_chunks, n_threads, [&](int64_t c) {
-    int64_t* position = positions + c * n_values;
-    const Chunk chunk = chunk_of(c, n_chunks, n_rows);
-    for (int64_t j = chunk.begin; j < chunk.end; ++j) {
-      if (rows[j] < 0) continue;
-      const int64_t at = position[rows[j]]++;
-      if (at < 0 || at >= n_index) return __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
+  parallel_for(list.n_chunks, n_threads, [&](int64_t c) {
+    int64_t* position = positions + c * list.n_values;
+    const bool good = for_present_rows(list, c, [&](int32_t row, int64_t j) {
+      if (row >= list.n_values) return false;
+      const int64_t at = position[row]++;
+      if (at < 0 || at >= n_index) return false;
       index[at] = j;
-    }
+      return true;
+    });
+    if (!good) set_relaxed(&failed);
   });
   return failed == 0;
 }

@@ -25,6 +25,7 @@ Ints = NDArray[np.int64]
 # is an error of the caller (a stroke millions of pixels long), and must not end in the memory
 # killer.
 MAX_SAMPLES = 1 << 28
+_LARGE = 2.0**1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,15 +185,16 @@ def fit(ink: Ink, scale: float) -> Ink:
     One factor serves both axes. The side is taken as at least 1e-4 (a dot has none), as in the
     reference code of Graham 2014.
     """
+    # Corners near the largest float would overflow in sums; dividing by a power of two is exact.
+    if np.abs(ink.points).max(initial=0.0) > _LARGE:
+        ink = ink.with_points(ink.points / _LARGE)
     lower, upper = extent(ink)
-    # Halved before they are added or subtracted: corners near the largest float must not overflow.
-    half_side = (upper / 2 - lower / 2).max(axis=1, initial=0.5e-4)
-    centre = lower / 2 + upper / 2
+    # In this order of operations, the reference's: the corners of the box lie on borders of cells,
+    # so that rounding decides where the outermost points fall, and with it the counts of sites.
+    centre = 0.5 * (upper + lower)
+    factor = scale / (upper - lower).max(axis=1, initial=1e-4)
     of_point = ink.character_of_point
-    # Divided by the side first: scale / side overflows for a subnormal side, this quotient is at
-    # most 1.
-    unit = (ink.points - centre[of_point]) / half_side[of_point, None]
-    return ink.with_points(unit * (scale / 2))
+    return ink.with_points((ink.points - centre[of_point]) * factor[of_point, None])
 
 
 def arc_length(ink: Ink) -> Floats:
@@ -209,8 +211,8 @@ def arc_length(ink: Ink) -> Floats:
 def resample(operation: str, ink: Ink, density: float) -> Ink:
     """Points at equal arc-length steps, linearly interpolated.
 
-    A stroke of length L becomes n + 1 points with n = int(0.5 + L / density), its first and last
-    point among them; a stroke with n = 0 becomes its first point (`constantSpeed` of the
+    A stroke of length L becomes n + 1 points with n = int(0.5 + L / density), from its first to
+    its last (to rounding); a stroke with n = 0 becomes its first point (`constantSpeed` of the
     reference code).
 
     This is the one place that loops over strokes: `np.interp` walks both of its sorted arguments
@@ -240,10 +242,7 @@ def resample(operation: str, ink: Ink, density: float) -> Ink:
     first, to = ink.stroke_start.tolist(), start.tolist()
     for stroke, n in enumerate(n_steps.tolist()):
         source, target = slice(first[stroke], first[stroke + 1]), slice(to[stroke], to[stroke + 1])
-        at = k[: n + 1] * (total[stroke] / max(n, 1))
+        at = k[: n + 1] * total[stroke] / max(n, 1)
         out[0, target] = np.interp(at, arc[source], x[source])
         out[1, target] = np.interp(at, arc[source], y[source])
-        # Rounding may leave the last step an ulp short of the end.
-        if n:
-            out[:, to[stroke + 1] - 1] = x[source][-1], y[source][-1]
     return Ink(out.T, start, ink.character_start)

@@ -106,6 +106,7 @@ def _direction_histogram(path: Ink, site: Ints, n_sites: int) -> NDArray[np.floa
     k = lower.astype(np.int64) % _N_DIRECTIONS
     slot = site * _N_DIRECTIONS
     n_slots = n_sites * _N_DIRECTIONS
-    histogram = np.bincount(slot + k, 1.0 - upper_share, n_slots)
+    histogram = np.zeros(n_slots)
+    histogram += np.bincount(slot + k, 1.0 - upper_share, n_slots)
     histogram += np.bincount(slot + (k + 1) % _N_DIRECTIONS, upper_share, n_slots)
     return histogram.reshape(n_sites, _N_DIRECTIONS)

@@ -141,8 +141,8 @@ class _Reader:
                 if fields:
                     self.rows.append((self.line, fields))
         if self.pen_down_line:
-            line = self.pen_down_line
-            self.fail(".PEN_UP", "the end of the file", "close the stroke", line)
+            opened = self.pen_down_line
+            self.fail(".PEN_UP", "the end of the file", "close the stroke", opened)
         self.finish_segment()
         return self.characters
 

@@ -78,7 +78,7 @@ def constant_speed(stroke: ArrayLike, density: float = DENSITY) -> Floats:
         density: the step. A stroke of length L gets n = int(0.5 + L / density) equal steps.
 
     Returns:
-        float64 (n + 1, 2), first and last point kept; the first point alone where n = 0.
+        float64 (n + 1, 2), from the first point to the last; the first alone where n = 0.
 
     Example:
         >>> constant_speed([[0, 0], [0, 1], [1, 1]], density=0.5)

@@ -65,7 +65,8 @@ def _speed(
         return once
 
     sparse, contiguous = copy.deepcopy(net), copy.deepcopy(net)
-    last = copy.deepcopy(net).to(memory_format=torch.channels_last)
+    last = copy.deepcopy(net)
+    last.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     channels_last = dense_image.contiguous(memory_format=torch.channels_last)
     contiguous_image = dense_image.contiguous()
     for network in (sparse, contiguous, last):

@@ -171,7 +171,8 @@ def picture(path: Path, net: nn.Module, data: Data, results: dict[str, Any]) -> 
 
     figure = Figure(figsize=(14, 9), layout="constrained")
     FigureCanvasAgg(figure)
-    top, middle, bottom = figure.subfigures(3, 1, height_ratios=[1, 1.15, 1.5])
+    rows: Any = figure.subfigures(3, 1, height_ratios=[1, 1.15, 1.5])
+    top, middle, bottom = rows
     _draw_strokes(top, data, results)
     maps = layer_outputs(net, data.test.batch([0])[0])
     _draw_layers(middle, {name: out for name, out in maps.items() if "nin" not in name})
@@ -212,7 +213,7 @@ def _draw_layers(figure: Any, maps: dict[str, SparseTensor | Tensor]) -> None:
             active = out.replace(features=out.features[:, :1] * 0 + 1, ground=0.0).to_dense()[0, 0]
         else:
             active = out[0, 0] * 0 + 1
-        axes.imshow(active.detach(), cmap="gray_r", vmin=0, vmax=1)
+        axes.imshow(active.detach().numpy(), cmap="gray_r", vmin=0, vmax=1)
         axes.set(xticks=[], yticks=[])
         axes.set_title(name)
         axes.set_xlabel(f"{n} x {n}\n{int(active.sum())} ({float(active.mean()):.0%})")

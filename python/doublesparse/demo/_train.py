@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -71,9 +72,7 @@ def train(net: nn.Module, data: Data, settings: Settings, workers: int = 0) -> H
     optimizer = torch.optim.AdamW(
         net.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
     )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, settings.lr, total_steps=max(n_steps, 1), pct_start=_WARM_UP
-    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _cycle(step, n_steps))
     averaged = copy.deepcopy(net)
     history = History(averaged)
     every = max(1, -(-settings.epochs // _CURVE_POINTS))
@@ -105,11 +104,19 @@ def train(net: nn.Module, data: Data, settings: Settings, workers: int = 0) -> H
     return history
 
 
+def _cycle(step: int, n_steps: int) -> float:
+    """Learning rate as a share of its peak: a linear rise, then half a cosine down to 0."""
+    n_rising = max(1, round(_WARM_UP * n_steps))
+    if step < n_rising:
+        return (step + 1) / (n_rising + 1)
+    return 0.5 + 0.5 * math.cos(math.pi * (step - n_rising) / max(1, n_steps - n_rising))
+
+
 @torch.no_grad()
 def _average(averaged: nn.Module, net: nn.Module, decay: float) -> None:
     """Moves the averaged weights by 1 - decay towards those of the network."""
-    pairs = [list(module.parameters()) for module in (averaged, net)]
-    torch._foreach_lerp_(pairs[0], pairs[1], 1 - decay)
+    for mean, parameter in zip(averaged.parameters(), net.parameters(), strict=True):
+        mean.lerp_(parameter, 1 - decay)
 
 
 @torch.no_grad()

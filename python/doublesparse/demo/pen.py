@@ -53,7 +53,7 @@ class Settings:
 SYNTHETIC = Settings()
 PENDIGITS = replace(SYNTHETIC, levels=4, width=32, epochs=20, views=8)
 # A smoke test of everything the demo does, for the impatient and for test suites.
-QUICK = {
+QUICK: dict[str, Any] = {
     "levels": 3,
     "width": 8,
     "epochs": 2,

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 import operator
 from collections import OrderedDict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -71,12 +72,13 @@ class FeatureDropout(nn.Module):
 
     def forward(self, x: Tensor | SparseTensor) -> Tensor | SparseTensor:
         """Drops features of (B, n, *spatial)."""
+        values: Any = x  # the operators of SparseTensor are attached where torch's are handled
         if not self.training:
-            return x * (1 - self.p)
+            return values * (1 - self.p)
         n_features = x.shape[1]
         kept = torch.zeros(n_features, dtype=x.dtype)
         kept[torch.randperm(n_features)[: self.n_kept(n_features)]] = 1.0
-        return x * kept.to(x.device).reshape(1, -1, *[1] * (len(x.shape) - 2))
+        return values * kept.to(x.device).reshape(1, -1, *[1] * (len(x.shape) - 2))
 
     def extra_repr(self) -> str:
         """Its rate."""
@@ -199,12 +201,13 @@ class DeepCNet(nn.Module):
         for name, layer in self.features.named_children():
             if not hasattr(layer, "weight"):
                 continue
-            n_out, n_in, *kernel = layer.weight.shape
+            weight, bias = layer.get_parameter("weight"), layer.get_parameter("bias")
+            n_out, n_in, *kernel = weight.shape
             pooled = name.startswith("conv") and name != f"conv{self.levels}"
             fan_out = n_out * math.prod(f / (_POOL if pooled else 1) for f in kernel)
-            _uniform(layer, n_in * math.prod(kernel) + fan_out)
+            _uniform(weight, bias, n_in * math.prod(kernel) + fan_out)
         n_out, n_in = self.classifier.weight.shape
-        _uniform(self.classifier, n_in + n_out * _CLASS_FAN)
+        _uniform(self.classifier.weight, self.classifier.bias, n_in + n_out * _CLASS_FAN)
 
     def forward(self, x: Tensor | SparseTensor) -> Tensor:
         """Logits (B, n_classes) of (B, in_channels, input_size, ...), dense or sparse."""
@@ -243,10 +246,10 @@ class DeepCNiN(DeepCNet):
         return nn.LeakyReLU(_LEAKY_SLOPE)
 
 
-def _uniform(layer: nn.Module, fans: float) -> None:
+def _uniform(weight: Tensor, bias: Tensor, fans: float) -> None:
     bound = math.sqrt(6 / fans)
-    layer.weight.uniform_(-bound, bound)
-    layer.bias.zero_()
+    weight.uniform_(-bound, bound)
+    bias.zero_()
 
 
 def _check_probability(operation: str, name: str, p: float) -> float:

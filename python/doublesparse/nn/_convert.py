@@ -111,9 +111,7 @@ _SUBMANIFOLD: dict[type, type] = {
 
 def _keeps_sites(conv: Any) -> bool:
     """Whether a convolution has stride 1, an odd kernel and centred zero padding."""
-    centred = tuple(
-        d * (k - 1) // 2 for k, d in zip(conv.kernel_size, conv.dilation, strict=True)
-    )
+    centred = tuple(d * (k - 1) // 2 for k, d in zip(conv.kernel_size, conv.dilation, strict=True))
     return (
         all(s == 1 for s in conv.stride)
         and all(k % 2 == 1 for k in conv.kernel_size)

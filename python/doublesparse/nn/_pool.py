@@ -1,4 +1,4 @@
-"""Pooling modules: torch's own classes, which also take a SparseTensor, and pools over all space."""
+"""Pooling modules: torch's classes, which also take a SparseTensor, and pools over all space."""
 
 from __future__ import annotations
 

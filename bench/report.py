@@ -1,0 +1,178 @@
+"""The table: one row per measurement, next to its bar, printed and written as JSON."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import platform
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Bar:
+    """What a measurement must reach and aims for; `smaller` where less is better."""
+
+    what: str
+    must: float
+    aim: float
+    unit: str
+    smaller: bool = False
+
+    def verdict(self, value: float) -> str:
+        """`aim`, `must` or `MISSED`."""
+        sign = -1 if self.smaller else 1
+        if sign * value >= sign * self.aim:
+            return "aim"
+        return "must" if sign * value >= sign * self.must else "MISSED"
+
+
+# The speed table that the package is held to, float32. "of torch.mm" is the useful rate (2 x pairs
+# x c_in x c_out per second) over that of torch.mm 2048^3 in the same rounds; "x" is the peer's time
+# over ours.
+BARS: dict[str, Bar] = {
+    "lidar-forward-32": Bar("subm 3x3x3 lidar, forward, 32 channels", 0.65, 0.80, "of torch.mm"),
+    "lidar-forward-64": Bar("subm 3x3x3 lidar, forward, 64 channels", 0.78, 0.90, "of torch.mm"),
+    "lidar-forward-128": Bar("subm 3x3x3 lidar, forward, 128 channels", 0.80, 0.93, "of torch.mm"),
+    "lidar-input-grad-64": Bar("the same, input gradient, 64 channels", 0.65, 0.85, "of torch.mm"),
+    "lidar-weight-grad-64": Bar(
+        "the same, weight gradient, 64 channels", 0.65, 0.85, "of torch.mm"
+    ),
+    "spconv-rulebook": Bar("lidar rulebook, against spconv", 5.0, 10.0, "x"),
+    "spconv-forward": Bar("lidar forward, 64 channels, against spconv", 1.9, 2.5, "x"),
+    "spconv-train": Bar("lidar forward + backward, 64, against spconv", 1.8, 2.5, "x"),
+    "strokes-d05": Bar("strokes 5 %, 64->64 3x3, with rulebook, against F.conv2d", 10.0, 15.0, "x"),
+    "strokes-d40": Bar("strokes 40 %, the same", 1.5, 2.2, "x"),
+    "deepcnet-step": Bar("DeepCNet(5, 64) training step, batch 100, against dense", 3.0, 6.0, "x"),
+    "two-threads": Bar("two threads, 64 channels: our scaling over torch.mm's", 0.95, 1.0, "x"),
+    "call-no-grad": Bar("SparseConv2d call, 10 sites, no grad", 60.0, 25.0, "us", smaller=True),
+    "call-grad": Bar("SparseConv2d call, 10 sites, with grad", 120.0, 60.0, "us", smaller=True),
+}
+
+
+@dataclass
+class Row:
+    """One measurement: the figure that is compared, and what it was made of."""
+
+    key: str
+    what: str
+    value: float | None
+    unit: str
+    ms: float | None = None
+    peer: str = ""
+    peer_ms: float | None = None
+    gflops: float | None = None
+    gbs: float | None = None
+    note: str = ""
+
+    @property
+    def bar(self) -> Bar | None:
+        return BARS.get(self.key)
+
+    @property
+    def verdict(self) -> str:
+        if self.value is None:
+            return "skipped"
+        return self.bar.verdict(self.value) if self.bar else ""
+
+
+class Report:
+    """Collects rows; `text` is the table, `write` the JSON file."""
+
+    def __init__(self) -> None:
+        """Starts empty."""
+        self.rows: list[Row] = []
+        self.machine: dict[str, float] = {}
+
+    def add(self, key: str, value: float | None, **parts: Any) -> None:
+        """Appends the row of a bar, or with `what` and `unit` one without a bar."""
+        bar = BARS.get(key)
+        if bar is not None:
+            parts = {"what": bar.what, "unit": bar.unit} | parts
+        self.rows.append(Row(key=key, value=value, **parts))
+
+    def text(self) -> str:
+        """The table as fixed-width text."""
+        machine = ", ".join(f"{name} {value:.1f}" for name, value in self.machine.items())
+        names = ["what (float32, one thread unless said)", "must", "aim", "got", "", ""]
+        table = [[*names, "ms", "GFLOP/s", "GB/s", "peer and its ms"]]
+        order = {key: i for i, key in enumerate(BARS)}
+        for row in sorted(self.rows, key=lambda r: order.get(r.key, len(order))):
+            bars = (f"{row.bar.must:g}", f"{row.bar.aim:g}") if row.bar else ("", "")
+            peer = " ".join(filter(None, (row.peer, _number(row.peer_ms, 3))))
+            table.append(
+                [row.what, *bars, _number(row.value, 2), row.unit, row.verdict]
+                + [_number(row.ms, 3), _number(row.gflops, 1), _number(row.gbs, 1)]
+                + ["; ".join(filter(None, (peer, row.note)))]
+            )
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        # Names and units to the left, numbers to the right.
+        sides = "<>>><<>>><"
+        lines = [
+            "  ".join(
+                f"{cell:{side}{width}}"
+                for cell, side, width in zip(line, sides, widths, strict=True)
+            )
+            for line in table
+        ]
+        missing = [key for key in BARS if key not in {row.key for row in self.rows}]
+        if missing:
+            lines.append(f"not run: {', '.join(missing)}")
+        return "\n".join([machine, *(line.rstrip() for line in lines)])
+
+    def write(self, info: dict[str, Any]) -> Path:
+        """Writes rows, ceilings and `info` to `results/<time>-<isa>.json`."""
+        now = datetime.datetime.now(datetime.timezone.utc)
+        RESULTS.mkdir(exist_ok=True)
+        isa = info.get("isa", {}).get("chosen") if isinstance(info.get("isa"), dict) else None
+        path = RESULTS / f"{now:%Y%m%dT%H%M%SZ}-{isa or 'unknown'}.json"
+        rows = [
+            asdict(row) | {"verdict": row.verdict, "bar": asdict(row.bar) if row.bar else None}
+            for row in self.rows
+        ]
+        content = {
+            "time": now.isoformat(timespec="seconds"),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "machine": self.machine,
+            "info": info,
+            "rows": rows,
+        }
+        path.write_text(json.dumps(content, indent=1, default=str) + "\n")
+        return path
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def markdown(path: Path) -> str:
+    """The rows with a bar of one JSON file as a table for the README."""
+    content = json.loads(path.read_text())
+    lines = ["| float32, one thread unless said | measured | must | aim |", "|---|---|---|---|"]
+    for row in content["rows"]:
+        if row["bar"] and row["value"] is not None:
+            bar = row["bar"]
+            measured = f"{row['value']:.2f} {row['unit']}"
+            lines.append(f"| {row['what']} | {measured} | {bar['must']:g} | {bar['aim']:g} |")
+    info, machine = content["info"], content["machine"]
+    lines += [
+        "",
+        f"{info.get('cpu')}, {info['isa']['chosen']}, torch {content['torch']}; torch.mm "
+        f"{machine['mm_gflops']:.0f} GFLOP/s on one thread; {content['time'][:10]}.",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    newest = max(RESULTS.glob("*.json"), key=lambda p: p.stat().st_mtime, default=None)
+    chosen = Path(sys.argv[1]) if len(sys.argv) > 1 else newest
+    if chosen is None:
+        sys.exit("no result under bench/results; run `make bench`")
+    print(markdown(chosen))

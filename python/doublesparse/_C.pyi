@@ -1,0 +1,188 @@
+"""The kernels on raw tensors; kept by hand, checked against the module by `tests/test_commands.py`.
+
+Every function checks dtype, rank, shape, strides, bounds and overlap of its tensors again (TypeError,
+ValueError, RuntimeError) and releases the GIL while it computes. Results and workspaces are tensors of
+the caller's. `n_threads` is a count; it never changes a result. See `ops.py` for shapes and meanings.
+"""
+
+from collections.abc import Sequence
+from typing import final
+
+from torch import Tensor
+
+__version__: str
+compiler: str
+has_cuda: bool
+
+# ------------------------------------------------------------------ instruction sets
+def isa_compiled() -> list[str]: ...
+def isa_detected() -> str: ...
+def isa_chosen() -> str: ...
+
+# ------------------------------------------------------------------ rulebooks
+@final
+class Pairs:
+    """Pair lists, checked once; must not be written to afterwards."""
+
+    def __init__(self, src_rows: Tensor, dst_rows: Tensor, offset_start: Tensor, /) -> None: ...
+    def reversed(self) -> Pairs: ...
+    @property
+    def n_pairs(self) -> int: ...
+    @property
+    def n_offsets(self) -> int: ...
+    @property
+    def src_rows(self) -> Tensor: ...
+    @property
+    def dst_rows(self) -> Tensor: ...
+    @property
+    def offset_start(self) -> Tensor: ...
+
+@final
+class PairPlan:
+    """Counts pairs, then fills lists of that length."""
+
+    def __init__(
+        self,
+        query_coords: Tensor,
+        target_coords: Tensor,
+        target_shape: Sequence[int],
+        kernel: Sequence[int],
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+        symmetric: bool,
+        /,
+    ) -> None: ...
+    def workspace(self) -> int: ...
+    def count(self, workspace: Tensor, offset_start: Tensor, n_threads: int, /) -> int: ...
+    def fill(self, query_rows: Tensor, target_rows: Tensor, n_threads: int, /) -> None: ...
+
+def axis_fan_out(kernel: int, stride: int, dilation: int, transposed: bool, /) -> int: ...
+def axis_workspace(n_keys: int, kernel: int, /) -> int: ...
+def dilate_axis(
+    keys: Tensor,
+    extent_in: int,
+    extent_out: int,
+    inner: int,
+    kernel: int,
+    stride: int,
+    padding: int,
+    dilation: int,
+    transposed: bool,
+    workspace: Tensor,
+    out: Tensor,
+    /,
+) -> int: ...
+def coords_to_keys(
+    coords: Tensor, shape: Sequence[int], keys: Tensor, n_threads: int, /
+) -> None: ...
+def keys_to_coords(
+    keys: Tensor, shape: Sequence[int], coords: Tensor, n_threads: int, /
+) -> None: ...
+
+# ------------------------------------------------------------------ convolution
+def conv_workspace(
+    is_double: bool, c_in: int, c_out: int, n_offsets: int, groups: int, /
+) -> int: ...
+def conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    u: Tensor | None,
+    u_start: Tensor | None,
+    u_rows: Tensor | None,
+    pairs: Pairs,
+    groups: int,
+    transposed: bool,
+    workspace: Tensor,
+    y: Tensor,
+    n_threads: int,
+    /,
+) -> None: ...
+def conv_weight_grad_workspace(
+    is_double: bool, c_in: int, c_out: int, pairs: Pairs, groups: int, /
+) -> int: ...
+def conv_weight_grad(
+    x: Tensor,
+    dy: Tensor,
+    pairs: Pairs,
+    groups: int,
+    workspace: Tensor,
+    dw: Tensor,
+    n_threads: int,
+    /,
+) -> None: ...
+
+# ------------------------------------------------------------------ windows and ground states
+def window_table(
+    pairs: Pairs,
+    out_class: Tensor | None,
+    tap_class: Tensor | None,
+    rows_per_sample: int,
+    out_batch: Tensor | None,
+    table: Tensor,
+    n_threads: int,
+    /,
+) -> None: ...
+def plan_ground_taps(
+    table: Tensor,
+    n_class_rows: int,
+    flags: Tensor,
+    start: Tensor,
+    u_offset_start: Tensor,
+    n_threads: int,
+    /,
+) -> tuple[int, int]: ...
+def fill_ground_taps(
+    table: Tensor,
+    n_class_rows: int,
+    flags: Tensor,
+    start: Tensor,
+    u_offset_start: Tensor,
+    u_rows: Tensor,
+    class_rows: Tensor,
+    n_threads: int,
+    /,
+) -> None: ...
+def invert_chunks(n_rows: int, n_values: int, n_threads: int, /) -> int: ...
+def plan_inverse(rows: Tensor, counts: Tensor, start: Tensor, n_threads: int, /) -> int: ...
+def fill_inverse(rows: Tensor, counts: Tensor, index: Tensor, n_threads: int, /) -> None: ...
+
+# ------------------------------------------------------------------ pools and sums over rows
+def window_max(
+    x: Tensor,
+    ground_rows: Tensor | None,
+    table: Tensor,
+    y: Tensor,
+    arg: Tensor,
+    n_threads: int,
+    /,
+) -> None: ...
+def window_sum(
+    x: Tensor, ground_rows: Tensor | None, table: Tensor, y: Tensor, n_threads: int, /
+) -> None: ...
+def window_max_grad(
+    dy: Tensor,
+    arg: Tensor,
+    start: Tensor,
+    index: Tensor,
+    n_offsets: int,
+    dx: Tensor,
+    workspace: Tensor,
+    n_threads: int,
+    /,
+) -> None: ...
+def segment_workspace(is_double: bool, n_positions: int, n_channels: int, /) -> int: ...
+def segment_sum(
+    values: Tensor,
+    rows: Tensor | None,
+    start: Tensor,
+    bias: Tensor | None,
+    workspace: Tensor,
+    out: Tensor,
+    n_threads: int,
+    /,
+) -> None: ...
+def segment_sum_sq(
+    values: Tensor, start: Tensor, mean: Tensor, workspace: Tensor, out: Tensor, n_threads: int, /
+) -> None: ...

@@ -1,0 +1,168 @@
+"""What convolutions and pools accept, and what they say to the rest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .tensor import SparseTensor
+
+_DTYPES = (torch.float32, torch.float64)
+
+
+def check_dtype(operation: str, x: SparseTensor) -> None:
+    """The sparse kernels exist for float32 and float64.
+
+    Raises:
+        NotImplementedError: any other dtype.
+        RuntimeError: a device without kernels.
+    """
+    features = x.features
+    if features.dtype not in _DTYPES:
+        raise NotImplementedError(
+            f"{operation}: features must be float32 or float64, got {features.dtype}; use x.float()"
+        )
+    if not features.is_cpu:
+        raise RuntimeError(
+            f"{operation}: features must be on cpu, got {features.device}; use x.cpu()"
+        )
+
+
+def check_axes(operation: str, x: Any, n_axes: int) -> None:
+    """`x` must be a SparseTensor with `n_axes` spatial axes.
+
+    Raises:
+        TypeError: another type.
+        ValueError: another rank.
+    """
+    if not isinstance(x, SparseTensor):
+        raise TypeError(
+            f"{operation}: input must be a SparseTensor or a Tensor, got {type(x).__name__}; "
+            "make one with ds.SparseTensor.from_dense"
+        )
+    if len(x.sites.spatial_shape) != n_axes:
+        raise ValueError(
+            f"{operation}: input must have {n_axes} spatial axes, got {tuple(x.shape)}; "
+            "use the function for that rank"
+        )
+
+
+def check_parameters(
+    operation: str,
+    x: SparseTensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    groups: int,
+    transposed: bool,
+) -> None:
+    """Say what is wrong with x, weight, bias and groups; called once something is."""
+    n_axes, c_in = len(x.sites.spatial_shape), x.features.shape[1]
+    for name, t in (("weight", weight), ("bias", bias)):
+        if t is None and name == "bias":
+            continue
+        if not isinstance(t, Tensor):
+            raise TypeError(
+                f"{operation}: {name} must be a Tensor, got {type(t).__name__}; pass a torch.Tensor"
+            )
+        if t.is_meta:
+            raise NotImplementedError(
+                f"{operation}: {name} must hold data, got a meta tensor; use a CPU tensor"
+            )
+        if t.device != x.features.device:
+            raise RuntimeError(
+                f"{operation}: {name} must be on {x.features.device} like the features, "
+                f"got {t.device}; move one of them"
+            )
+        if t.dtype != x.features.dtype:
+            raise TypeError(
+                f"{operation}: {name} must be {x.features.dtype} like the features, got {t.dtype}; "
+                f"use x.to({t.dtype}) or convert the parameter"
+            )
+    if weight.dim() != 2 + n_axes:
+        layout = (
+            "(c_in, c_out / groups, *kernel)" if transposed else "(c_out, c_in / groups, *kernel)"
+        )
+        raise ValueError(
+            f"{operation}: weight must be {layout} with {2 + n_axes} dimensions, "
+            f"got {tuple(weight.shape)}; reshape it"
+        )
+    if isinstance(groups, bool) or not isinstance(groups, int):
+        raise TypeError(f"{operation}: groups must be an int, got {groups!r}; pass an integer")
+    first, second = weight.shape[:2]
+    wanted = (first, second * groups) if transposed else (second * groups, first)
+    if groups < 1 or c_in % groups or first % groups:
+        raise ValueError(
+            f"{operation}: groups must be positive and divide the channels, got groups={groups} "
+            f"for {c_in} input channels and weight {tuple(weight.shape)}; choose a common divisor"
+        )
+    if min(c_in, first, second) < 1:
+        raise ValueError(
+            f"{operation}: input and weight must have at least one channel, got {c_in} and weight "
+            f"{tuple(weight.shape)}; give both channels"
+        )
+    if wanted[0] != c_in:
+        raise ValueError(
+            f"{operation}: input must have {wanted[0]} channels for weight {tuple(weight.shape)} "
+            f"and groups={groups}, got {c_in}; the channel counts must match"
+        )
+    if bias is not None and bias.shape != (wanted[1],):
+        raise ValueError(
+            f"{operation}: bias must have shape ({wanted[1]},), got {tuple(bias.shape)}; "
+            "give one value per output channel"
+        )
+    check_dtype(operation, x)
+
+
+def fits(
+    x: SparseTensor, weight: Tensor, bias: Tensor | None, groups: int, transposed: bool
+) -> int:
+    """The number of output channels, or -1 where `check_parameters` has something to say.
+
+    This is on every call's path.
+    """
+    try:
+        shape, features = weight.shape, x.features
+        first, second = shape[0], shape[1] * groups
+        c_in, c_out = (first, second) if transposed else (second, first)
+        if (
+            groups < 1
+            or first % groups
+            or c_in != features.shape[1]
+            or c_in == 0
+            or c_out == 0
+            or weight.dtype != features.dtype
+            or not (weight.is_cpu and features.is_cpu)
+            or features.dtype not in _DTYPES
+            or len(shape) != 2 + len(x.sites.spatial_shape)
+            or groups.__class__ is not int
+            or (
+                bias is not None
+                and (bias.shape != (c_out,) or bias.dtype != weight.dtype or not bias.is_cpu)
+            )
+        ):
+            return -1
+    except (AttributeError, TypeError, IndexError):
+        return -1
+    return c_out
+
+
+def explain_or_pass(
+    operation: str,
+    x: SparseTensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    groups: int,
+    transposed: bool,
+) -> int:
+    """Raise what is wrong with the arguments.
+
+    A saturated tensor of another dtype passes, since torch's dense kernel takes it.
+    """
+    try:
+        check_parameters(operation, x, weight, bias, groups, transposed)
+    except NotImplementedError:
+        if not x.sites.is_full or x.features.is_meta or weight.is_meta:
+            raise
+    return weight.shape[1] * groups if transposed else weight.shape[0]

@@ -1,0 +1,306 @@
+"""Which sparse function answers which torch function: every alias, method and in-place form.
+
+Filled once, at import. A function that is not here is refused by `SparseTensor.__torch_function__`,
+with a NotImplementedError that names it and `.to_dense()`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import _arithmetic, _dropout, _elementwise, _normalization, _reduce, _resample, functional
+from ._elementwise import in_place, refuse
+from ._precision import widened
+from .tensor import HANDLERS, SparseTensor
+
+Function = Callable[..., Any]
+
+_PLACES = (torch, F, torch.special, Tensor)
+
+
+def _named(name: str, places: Iterable[Any] = _PLACES) -> list[Function]:
+    """Functions and methods of torch of this name."""
+    found = [getattr(place, name, None) for place in places]
+    return [f for f in found if callable(f)]
+
+
+def _register(functions: Iterable[Function], handler: Function) -> None:
+    HANDLERS.update(dict.fromkeys(functions, handler))
+
+
+def _method(name: str, handler: Function) -> None:
+    """Give SparseTensor a method, unless it has its own."""
+    if name not in SparseTensor.__dict__:
+        setattr(SparseTensor, name, handler)
+
+
+def _sparse_first(handler: Function, name: str) -> Function:
+    """A handler whose first argument, also by torch's name `input`, must be the SparseTensor."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if not args and "input" in kwargs:
+            args = (kwargs.pop("input"),)
+        if not args or not isinstance(args[0], SparseTensor):
+            refuse(name, "takes a SparseTensor as its first argument only")
+        return handler(*args, **kwargs)
+
+    call.__name__ = call.__qualname__ = name
+    call.__doc__ = handler.__doc__
+    return call
+
+
+# ------------------------------------------------------------------ one site, several operands
+def _elementwise_functions() -> None:
+    for name, keeps in _elementwise.ELEMENTWISE.items():
+        for f in _named(name):
+            _register([f], _elementwise.elementwise(f, name, keeps))
+        own = _named(name, (Tensor, torch, F))
+        handler = _elementwise.elementwise(own[0], name, keeps) if own else None
+        if handler is None:
+            continue
+        twin = in_place(handler, f"{name}_")
+        _register(_named(f"{name}_"), twin)
+        if hasattr(Tensor, name):
+            _method(name, handler)
+        if hasattr(Tensor, f"{name}_"):
+            _method(f"{name}_", twin)
+    for name, handler in _elementwise.CHANNELWISE.items():
+        handler = _sparse_first(handler, name)
+        _register(_named(name), handler)
+        _register(_named(f"{name}_"), in_place(handler, f"{name}_"))
+        if hasattr(Tensor, name):
+            _method(name, handler)
+    torch_split = getattr(torch.functional, "split", torch.split)
+    _register([torch_split], HANDLERS[torch.split])
+
+
+_OPERATORS = {
+    "add": "add",
+    "sub": "sub",
+    "mul": "mul",
+    "truediv": "div",
+    "pow": "pow",
+    "floordiv": "floor_divide",
+    "mod": "remainder",
+}
+
+
+def _swapped(handler: Function) -> Function:
+    def reflected(input: Any, other: Any, **kwargs: Any) -> Any:
+        return handler(other, input, **kwargs)
+
+    return reflected
+
+
+def _operator(handler: Function) -> Function:
+    """As Python's operators want it: NotImplemented for an operand of another kind."""
+
+    def operate(input: SparseTensor, other: Any) -> Any:
+        if not isinstance(other, (SparseTensor, Tensor, int, float, np.generic)):
+            return NotImplemented
+        return handler(input, other)
+
+    return operate
+
+
+def _binary_functions() -> None:
+    handlers = {}
+    for name, rule in _arithmetic.BINARY.items():
+        f = getattr(torch, name)
+        handlers[name] = handler = _arithmetic.binary(f, name, rule)
+        twin = in_place(handler, f"{name}_")
+        _register(_named(name), handler)
+        _register(_named(f"{name}_"), twin)
+        if hasattr(Tensor, name):
+            _method(name, handler)
+            _method(f"{name}_", twin)
+    # torch.rsub(x, y) is y - x
+    _register([torch.rsub], _swapped(handlers["sub"]))
+    for operator, name in _OPERATORS.items():
+        handler = handlers[name]
+        twin = in_place(handler, f"__i{operator}__")
+        reflected = _swapped(handler)
+        _register(_named(f"__{operator}__", (Tensor,)), handler)
+        _register(_named(f"__r{operator}__", (Tensor,)), reflected)
+        _register(_named(f"__i{operator}__", (Tensor,)), twin)
+        setattr(SparseTensor, f"__{operator}__", _operator(handler))
+        setattr(SparseTensor, f"__r{operator}__", _operator(reflected))
+        setattr(SparseTensor, f"__i{operator}__", _operator(twin))
+    setattr(SparseTensor, "__neg__", HANDLERS[torch.neg])  # noqa: B010 (mypy: no such attribute)
+    setattr(SparseTensor, "__pos__", HANDLERS[torch.positive])  # noqa: B010
+    setattr(SparseTensor, "__abs__", HANDLERS[torch.abs])  # noqa: B010
+    setattr(SparseTensor, "__array_ufunc__", None)  # noqa: B010 (np.float64(2) * x asks x)
+    for name in ("cat", "concat", "concatenate"):
+        _register(_named(name, (torch,)), _arithmetic.cat)
+    _register([torch.hstack], _arithmetic.hstack)
+
+
+# ------------------------------------------------------------------ layers
+def _batch_norm(
+    input: SparseTensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool,
+) -> Any:
+    """Of torch.batch_norm, which has another order."""
+    return _normalization.batch_norm(
+        input, running_mean, running_var, weight, bias, training, momentum, eps
+    )
+
+
+def _instance_norm(
+    input: SparseTensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    use_input_stats: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool,
+) -> Any:
+    """Of torch.instance_norm, which has another order."""
+    return _normalization.instance_norm(
+        input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps
+    )
+
+
+def _without_cudnn(handler: Function) -> Function:
+    def call(
+        input: Any,
+        shape: Any,
+        weight: Any = None,
+        bias: Any = None,
+        eps: float = 1e-5,
+        cudnn_enabled: bool = True,
+        cudnn_enable: bool = True,
+    ) -> Any:
+        return handler(input, shape, weight, bias, eps)
+
+    return call
+
+
+def _layers() -> None:
+    def register(functions: list[Function], handler: Function, name: str) -> None:
+        _register(functions, _sparse_first(handler, name))
+
+    for n in (1, 2, 3):
+        for name in (f"conv{n}d", f"conv_transpose{n}d"):
+            register(_named(name, (torch, F)), getattr(functional, name), name)
+        for name in (f"max_pool{n}d", f"avg_pool{n}d", f"adaptive_avg_pool{n}d"):
+            register(_named(name, (torch, F)), getattr(functional, name), name)
+        name = f"adaptive_max_pool{n}d"
+        register([getattr(F, name)], widened(_resample.adaptive_max_pool), name)
+        register([getattr(F, f"dropout{n}d")], _dropout.feature_dropout, f"dropout{n}d")
+    register([F.interpolate], _resample.interpolate, "interpolate")
+    register([F.pad], _resample.pad, "pad")
+    register([torch.constant_pad_nd], _constant_pad, "constant_pad_nd")
+    register([F.batch_norm], _normalization.batch_norm, "batch_norm")
+    register([torch.batch_norm], _batch_norm, "batch_norm")
+    register([F.instance_norm], _normalization.instance_norm, "instance_norm")
+    register([torch.instance_norm], _instance_norm, "instance_norm")
+    for name in ("group_norm", "layer_norm"):
+        handler = getattr(_normalization, name)
+        register([getattr(F, name)], handler, name)
+        register([getattr(torch, name)], _without_cudnn(handler), name)
+    for name in ("dropout", "alpha_dropout", "feature_dropout", "feature_alpha_dropout"):
+        handler = getattr(_dropout, name)
+        register(_named(name, (F,)), handler, name)
+        register(_named(name, (torch,)), _trained(handler), name)
+        twin = in_place(_sparse_first(_trained(handler), name), f"{name}_")
+        _register(_named(f"{name}_", (torch,)), twin)
+
+
+def _constant_pad(input: SparseTensor, pad: Any, value: float = 0) -> SparseTensor:
+    return _resample.pad(input, pad, "constant", value)
+
+
+def _trained(handler: Function) -> Function:
+    def call(input: SparseTensor, p: float, train: bool) -> SparseTensor:
+        """`torch.dropout` says train where `F.dropout` says training."""
+        return handler(input, p, train)
+
+    return call
+
+
+# ------------------------------------------------------------------ methods
+_PROPERTIES = ("device", "dtype", "ndim", "requires_grad", "shape")
+_KINDS = {"is_sparse": False, "is_quantized": False, "is_nested": False, "is_mkldnn": False}
+_COMPARISONS = ["eq", "ne", "lt", "le", "gt", "ge"]
+_REFUSED_OPERATORS = [
+    "getitem",
+    "setitem",
+    "contains",
+    "matmul",
+    "rmatmul",
+    "and",
+    "or",
+    "xor",
+    "invert",
+]
+
+
+def _refusing(name: str) -> Function:
+    def refused(input: Any, *args: Any, **kwargs: Any) -> Any:
+        refuse(name)
+
+    refused.__name__ = refused.__qualname__ = name
+    refused.__doc__ = f"Refused: `{name}` has no sparse meaning."
+    return refused
+
+
+def _compare(name: str) -> Function:
+    def compared(input: SparseTensor, other: Any) -> Any:
+        if isinstance(other, (SparseTensor, Tensor, int, float, np.generic)):
+            refuse(name, "of a SparseTensor would compare every site")
+        return NotImplemented
+
+    return compared
+
+
+def _truth(input: SparseTensor) -> bool:
+    refuse("__bool__", "of a SparseTensor is ambiguous", "compare with None by `is`")
+
+
+def _methods() -> None:
+    for name, handler in _reduce.METHODS.items():
+        first = _sparse_first(handler, name)
+        _register(_named(name, (torch, Tensor)), first)
+        _method(name, handler)
+    for name in _PROPERTIES:
+        _register([getattr(Tensor, name).__get__], getattr(SparseTensor, name).fget)
+    for kind in ("cuda", "cpu", "meta"):
+        setattr(SparseTensor, f"is_{kind}", property(lambda x, kind=kind: x.device.type == kind))
+    for name, value in _KINDS.items():
+        setattr(SparseTensor, name, value)
+    for name in _COMPARISONS:
+        setattr(SparseTensor, f"__{name}__", _compare(f"__{name}__"))
+    for name in _REFUSED_OPERATORS:
+        setattr(SparseTensor, f"__{name}__", _refusing(f"__{name}__"))
+    setattr(SparseTensor, "__hash__", object.__hash__)  # noqa: B010 (identity, as torch's)
+    setattr(SparseTensor, "__bool__", _truth)  # noqa: B010
+    own = [n for n in dir(Tensor) if not n.startswith("_") and callable(getattr(Tensor, n))]
+    for name in own:
+        if not hasattr(SparseTensor, name):
+            setattr(SparseTensor, name, _refusing(name))
+        elif callable(getattr(SparseTensor, name)):
+            for f in _named(name, (Tensor,)):
+                HANDLERS.setdefault(f, getattr(SparseTensor, name))
+    _register([torch.detach], SparseTensor.detach)
+
+
+_elementwise_functions()
+_binary_functions()
+_layers()
+_methods()

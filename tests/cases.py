@@ -1,0 +1,722 @@
+"""One row per raw operator of `doublesparse.ops`; every test of an operator is generated from it.
+
+A row says how to draw arguments, what the answer is (numpy, in longdouble, no code of the package)
+and how large an argument set must be for several tiles and threads. `test_ops.py` makes from it:
+forward, malformed input, determinism over thread counts, every instruction set, fuzz.
+`layer_cases.py` is the same for operators on whole sparse tensors, gradients included.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import oracle
+from inputs import (
+    grid_plan,
+    numbers,
+    random_plan,
+    random_segments,
+    random_table,
+    site_set,
+)
+
+Rng = np.random.Generator
+WIDTHS = ((1, 1), (1, 64), (2, 32), (3, 8), (4, 5), (5, 4), (7, 1), (8, 16), (16, 17), (17, 3))
+LISTS = ("src_rows", "dst_rows", "offset_start")
+WIDTHS += ((31, 33), (32, 32), (33, 15), (48, 2), (64, 64))
+
+
+@dataclass
+class Sample:
+    """Arguments by name, in the operator's order."""
+
+    args: dict[str, Any]
+    integers: bool = True
+    note: str = ""
+
+    def call(self, ops, name: str) -> tuple:
+        """Run the operator; a rulebook's three lists travel as one `Pairs` where it takes it."""
+        op = getattr(ops, name)
+        wanted, args = inspect.signature(op).parameters, dict(self.args)
+        if "pairs" in wanted:
+            args["pairs"] = ops.Pairs(*[args.pop(n) for n in LISTS])
+        out = op(**args)
+        return out if isinstance(out, tuple) else (out,)
+
+
+@dataclass(frozen=True)
+class OpCase:
+    """`samples(rng, dtype, integers)` draws arguments; `oracle(**arrays)` gives the outputs.
+
+    Float arguments reach the oracle as longdouble. `indices`: outputs are integers or selected
+    values, equal in every number type. Otherwise the operator is multilinear in its float
+    arguments, so the oracle on absolute values and on ones gives the two sums of the error bound;
+    `terms` says them where it is not.
+    """
+
+    name: str
+    samples: Callable[[Rng, torch.dtype, bool], Iterable[Sample]]
+    oracle: Callable[..., tuple[np.ndarray, ...]]
+    large: Callable[[Rng, torch.dtype], Sample]
+    indices: bool = False
+    terms: Callable[..., tuple[np.ndarray, np.ndarray]] | None = None
+    row_lists: tuple[str, ...] = field(default=())  # int arguments whose values index something
+
+
+def to_numpy(value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    return value.numpy().astype(np.longdouble) if value.is_floating_point() else value.numpy()
+
+
+def arrays(args: dict[str, Any], f: Callable[[np.ndarray], np.ndarray] = lambda a: a) -> dict:
+    out = {}
+    for name, value in args.items():
+        array = to_numpy(value)
+        is_float = isinstance(value, Tensor) and value.is_floating_point()
+        out[name] = f(array) if is_float else array
+    return out
+
+
+def check(case: OpCase, sample: Sample, ops) -> bool:
+    """Outputs against the oracle; True if the oracle's answer was not all zero or empty."""
+    got = sample.call(ops, case.name)
+    want = case.oracle(**arrays(sample.args))
+    assert len(got) == len(want), f"{case.name}: {len(got)} outputs, expected {len(want)}"
+    proof = False
+    for number, (y, truth) in enumerate(zip(got, want)):
+        where = f"{case.name} output {number} of {sample.note}"
+        assert tuple(y.shape) == truth.shape, f"{where}: shape {tuple(y.shape)} != {truth.shape}"
+        proof |= bool(truth.size) and bool((truth != 0).any())
+        if case.indices or sample.integers:
+            same = np.asarray(y.numpy().astype(truth.dtype))
+            assert np.array_equal(same, truth, equal_nan=truth.dtype.kind == "f"), where
+            continue
+        if case.terms is None:
+            n_terms = case.oracle(**arrays(sample.args, np.ones_like))[number]
+            magnitude = case.oracle(**arrays(sample.args, np.abs))[number]
+        else:
+            n_terms, magnitude = case.terms(**arrays(sample.args))
+        u = oracle.unit_roundoff(y.dtype)
+        error = np.abs(y.numpy().astype(np.longdouble) - truth)
+        allowed = 2 * (n_terms + 2) * u * magnitude + u * np.abs(truth)
+        worst = float((error - allowed).max()) if error.size else 0.0
+        assert worst <= 0, f"{where}: {worst} beyond the bound"
+    return proof
+
+
+# ------------------------------------------------------------------ geometry: pairs, sites, keys
+GEOMETRIES = [
+    # shape, kernel, stride, padding, dilation
+    ((17,), (3,), (1,), (1,), (1,)),
+    ((23,), (4,), (3,), (2,), (2,)),
+    ((9, 11), (3, 3), (1, 1), (1, 1), (1, 1)),
+    ((9, 11), (2, 2), (2, 2), (0, 0), (1, 1)),
+    ((12, 7), (5, 1), (2, 3), (5, 0), (1, 2)),
+    ((6, 7, 5), (3, 3, 3), (1, 1, 1), (1, 1, 1), (1, 1, 1)),
+    ((6, 7, 5), (1, 2, 4), (1, 2, 3), (0, 2, 3), (2, 1, 1)),
+    ((4, 5, 3, 4), (3, 1, 2, 3), (1, 2, 1, 1), (1, 0, 1, 2), (1, 1, 2, 1)),
+]
+
+
+def tuples(coords: np.ndarray) -> list[tuple[int, ...]]:
+    return [tuple(int(v) for v in row) for row in coords]
+
+
+def pair_arrays(found: list[tuple[int, int, int]], n_offsets: int) -> tuple[np.ndarray, ...]:
+    table = np.array(found, np.int64).reshape(-1, 3)
+    start = np.searchsorted(table[:, 0], np.arange(n_offsets + 1)).astype(np.int64)
+    return table[:, 1].astype(np.int32), table[:, 2].astype(np.int32), start
+
+
+def build_pairs_samples(rng: Rng, dtype: torch.dtype, integers: bool) -> Iterable[Sample]:
+    for (shape, kernel, stride, padding, dilation), kind in product(
+        GEOMETRIES, ("random", "none", "all", "empty sample")
+    ):
+        target = site_set(rng, 3, shape, kind)
+        out = tuple(oracle.out_extent(*g) for g in zip(shape, kernel, stride, padding, dilation))
+        plan = dict(
+            target_shape=shape, kernel=kernel, stride=stride, padding=padding, dilation=dilation
+        )
+        for query in (site_set(rng, 3, out), site_set(rng, 3, out, "none")):
+            note = f"{kind} {plan}"
+            yield Sample(dict(query_coords=query, target_coords=target, **plan), note=note)
+    for n_axes, k, d in ((1, 5, 2), (2, 3, 1), (2, 1, 1), (3, 3, 1), (3, 3, 2), (4, 3, 1)):
+        shape = (21, 9, 6, 5)[:n_axes] if n_axes > 1 else (21,)
+        sites = site_set(rng, 3, shape, density=0.3)
+        yield Sample(
+            dict(
+                query_coords=sites,
+                target_coords=sites,
+                target_shape=shape,
+                kernel=(k,) * n_axes,
+                stride=(1,) * n_axes,
+                padding=(d * (k - 1) // 2,) * n_axes,
+                dilation=(d,) * n_axes,
+                symmetric=True,
+            ),
+            note=f"symmetric {n_axes} {k} {d}",
+        )
+
+
+def build_pairs_oracle(
+    query_coords, target_coords, target_shape, kernel, stride, padding, dilation, symmetric=False
+):
+    row_of = {site: row for row, site in enumerate(tuples(target_coords))}
+    found = []
+    for query, site in enumerate(tuples(query_coords)):
+        for k, source in oracle.reads(site, target_shape, kernel, stride, padding, dilation):
+            if source in row_of:
+                found.append((k, query, row_of[source]))
+    return pair_arrays(sorted(found), int(np.prod(kernel)))
+
+
+def build_pairs_large(rng: Rng, dtype: torch.dtype) -> Sample:
+    sites = site_set(rng, 4, (60, 60), density=0.4)
+    plan = dict(kernel=(3, 3), stride=(1, 1), padding=(1, 1), dilation=(1, 1), symmetric=True)
+    return Sample(dict(query_coords=sites, target_coords=sites, target_shape=(60, 60), **plan))
+
+
+def output_coords_samples(rng: Rng, dtype: torch.dtype, integers: bool) -> Iterable[Sample]:
+    for (shape, kernel, stride, padding, dilation), kind, transposed in product(
+        GEOMETRIES, ("random", "one", "none", "all"), (False, True)
+    ):
+        out = tuple(
+            oracle.out_extent(*g, transposed) for g in zip(shape, kernel, stride, padding, dilation)
+        )
+        if min(out) < 1:
+            continue
+        plan = dict(in_shape=shape, out_shape=out, kernel=kernel, stride=stride)
+        plan |= dict(padding=padding, dilation=dilation, transposed=transposed)
+        yield Sample(dict(coords=site_set(rng, 3, shape, kind), **plan), note=f"{kind} {plan}")
+
+
+def output_coords_oracle(
+    coords, in_shape, out_shape, kernel, stride, padding, dilation, transposed
+):
+    geometry = (kernel, stride, padding, dilation, transposed)
+    _, sites = oracle.pairs(tuples(coords), out_shape, *geometry)
+    return (np.array(sites, np.int32).reshape(-1, 1 + len(in_shape)),)
+
+
+def output_coords_large(rng: Rng, dtype: torch.dtype) -> Sample:
+    plan = dict(in_shape=(90, 90), out_shape=(90, 90), kernel=(3, 3), stride=(1, 1))
+    plan |= dict(padding=(1, 1), dilation=(1, 1), transposed=False)
+    return Sample(dict(coords=site_set(rng, 4, (90, 90), density=0.1), **plan))
+
+
+def linear_keys_samples(rng: Rng, dtype: torch.dtype, integers: bool) -> Iterable[Sample]:
+    edge = 2**31 - 1
+    for shape in (
+        (5,),
+        (6, 7),
+        (3, 4, 5),
+        (2, 3, 4, 5),
+        (10**6,) * 3,
+        (65536, 65536),
+        (edge, edge),
+    ):
+        high = np.array([2, *shape])
+        coords = rng.integers(0, high, (50, len(high)))
+        coords = np.unique(np.concatenate([coords, [high - 1], 0 * high[None]]), axis=0)
+        sites = torch.from_numpy(coords.astype(np.int32))
+        yield Sample(dict(coords=sites, shape=shape), note=str(shape))
+        yield Sample(dict(coords=sites[:0], shape=shape), note=f"{shape} no site")
+
+
+def linear_keys_oracle(coords, shape):
+    keys = []
+    for site in tuples(coords):
+        key = 0
+        for at, n in zip(site, (1, *shape)):
+            key = key * n + at
+        keys.append(key)
+    return (np.array(keys, np.int64),)
+
+
+def linear_keys_large(rng: Rng, dtype: torch.dtype) -> Sample:
+    return Sample(dict(coords=site_set(rng, 4, (90, 90)), shape=(90, 90)))
+
+
+# ------------------------------------------------------------------ windows: tables of taps
+def window_table_samples(rng: Rng, dtype: torch.dtype, integers: bool) -> Iterable[Sample]:
+    for n_src, n_dst, n_offsets in ((12, 15, 9), (40, 3, 4), (1, 1, 1), (0, 5, 3), (6, 0, 3)):
+        plan = random_plan(rng, n_src, n_dst, n_offsets)
+        lists = dict(src_rows=plan.src_rows, dst_rows=plan.dst_rows, offset_start=plan.offset_start)
+        yield Sample(dict(**lists, n_out=n_dst), note=f"{n_src} {n_dst} {n_offsets}")
+        for per_sample in (0, 7):
+            classes = rng.integers(0, 4, n_dst).astype(np.int32)
+            taps = rng.integers(-1, 7, (4, n_offsets)).astype(np.int32)
+            args = dict(out_class=torch.from_numpy(classes), tap_class=torch.from_numpy(taps))
+            if per_sample:
+                batch = np.sort(rng.integers(0, 3, n_dst)).astype(np.int32)
+                args |= dict(rows_per_sample=7, out_batch=torch.from_numpy(batch))
+            yield Sample(dict(**lists, n_out=n_dst, **args), note=f"classes {per_sample}")
+
+
+def window_table_oracle(
+    src_rows,
+    dst_rows,
+    offset_start,
+    n_out,
+    out_class=None,
+    tap_class=None,
+    rows_per_sample=0,
+    out_batch=None,
+):
+    n_offsets = len(offset_start) - 1
+    table = np.full((n_out, n_offsets), -1, np.int32)
+    for o, k in product(range(n_out), range(n_offsets)) if out_class is not None else ():
+        tap = int(tap_class[out_class[o], k])
+        if tap >= 0:
+            row = tap + (int(out_batch[o]) * rows_per_sample if rows_per_sample else 0)
+            table[o, k] = -2 - row
+    for k in range(n_offsets):
+        for j in range(offset_start[k], offset_start[k + 1]):
+            table[dst_rows[j], k] = src_rows[j]
+    return (table,)
+
+
+def window_table_large(rng: Rng, dtype: torch.dtype) -> Sample:
+    plan = random_plan(rng, 3000, 4000, 9)
+    classes = torch.from_numpy(rng.integers(0, 9, 4000).astype(np.int32))
+    taps = torch.from_numpy(rng.integers(-1, 9, (9, 9)).astype(np.int32))
+    lists = dict(src_rows=plan.src_rows, dst_rows=plan.dst_rows, offset_start=plan.offset_start)
+    return Sample(dict(**lists, n_out=4000, out_class=classes, tap_class=taps))
+
+
+def ground_taps_samples(rng: Rng, dtype: torch.dtype, integers: bool) -> Iterable[Sample]:
+    for n_out, n_offsets, n_ground in ((14, 9, 5), (40, 4, 1), (3, 27, 12), (5, 3, 0), (0, 4, 3)):
+        table = random_table(rng, n_out, n_offsets, 8, n_ground)
+        yield Sample(dict(table=table, n_class_rows=n_ground), note=f"{tuple(table.shape)}")
+
+
+def ground_taps_oracle(table, n_class_rows):
+    n_offsets = table.shape[1]
+    needed = sorted(
+        {(k, -2 - int(row[k])) for row in table for k in range(n_offsets) if row[k] <= -2}
+    )
+    number = {tap: u for u, tap in enumerate(needed)}
+    rows, start = [], [0]
+    for row in table:
+        rows += [number[k, -2 - int(row[k])] for k in range(n_offsets) if row[k] <= -2]
+        start.append(len(rows))
+    by_offset = [sum(k < end for k, _ in needed) for end in range(n_offsets + 1)]
+    return (
+        np.array(start, np.int64),
+        np.array(rows, np.int32),
+        np.array([c for _, c in needed], np.int32),
+        np.array(by_offset, np.int64),
+    )
+
+
+def ground_taps_large(rng: Rng, dtype: torch.dtype) -> Sample:
+    return Sample(dict(table=random_table(rng, 5000, 9, 3000, 20), n_class_rows=20))
+
+
+def invert_rows_samples(rng: Rng, dtype: torch.dtype, integers: bool) -> Iterable[Sample]:
+    for m, n in ((30, 7), (7, 30), (1, 1), (0, 4), (5, 0), (200, 3)):
+        rows = rng.integers(-3, max(n, 1), m) if n else rng.integers(-3, 0, m)
+        yield Sample(dict(rows=torch.from_numpy(rows.astype(np.int32)), n=n), note=f"{m} {n}")
+
+
+def invert_rows_oracle(rows, n):
+    found = [[j for j, v in enumerate(rows) if v == value] for value in range(n)]
+    start = np.cumsum([0] + [len(f) for f in found]).astype(np.int64)
+    return start, np.array([j for f in found for j in f], np.int64)
+
+
+def invert_rows_large(rng: Rng, dtype: torch.dtype) -> Sample:
+    rows = rng.integers(-2, 3000, 40000).astype(np.int32)
+    return Sample(dict(rows=torch.from_numpy(rows), n=3000))
+
+
+# ------------------------------------------------------------------ convolution
+def conv_plans(rng: Rng) -> list:
+    plans = [grid_plan(rng, (13, 11)), grid_plan(rng, (12, 11), 2, 2, 0), grid_plan(rng, (30,), 5)]
+    plans += [grid_plan(rng, (9, 9), 1, 1, 0), grid_plan(rng, (5, 6, 5)), grid_plan(rng, (40, 9))]
+    plans += [
+        random_plan(rng, n, m, k) for n, m, k in ((50, 20, 3), (1, 1, 1), (0, 6, 2), (6, 0, 2))
+    ]
+    return plans
+
+
+def conv_sample(rng: Rng, plan, c_in: int, c_out: int, groups: int, dtype, integers: bool, **rest):
+    lists = dict(src_rows=plan.src_rows, dst_rows=plan.dst_rows, offset_start=plan.offset_start)
+    x = numbers(rng, (plan.n_src, c_in), dtype, integers)
+    weight = numbers(rng, (c_out, c_in // groups, plan.n_offsets), dtype, integers)
+    args = dict(x=x, weight=weight, **lists, n_dst=plan.n_dst, groups=groups)
+    note = f"{plan.n_src}->{plan.n_dst} K={plan.n_offsets} {c_in}->{c_out} groups={groups}"
+    if rest.get("bias"):
+        args["bias"] = numbers(rng, (c_out,), dtype, integers)
+    if rest.get("ground"):
+        n_u = 6
+        start = random_segments(rng, 2 * plan.n_dst, plan.n_dst)
+        rows = rng.integers(0, n_u, int(start[-1])).astype(np.int32)
+        args |= dict(u=numbers(rng, (n_u, c_out), dtype, integers), u_start=start)
+        args["u_rows"] = torch.from_numpy(rows)
+    return Sample(args, integers, note + f" {rest}")
+
+
+def conv_widths(rng: Rng, dtype, integers: bool, **rest) -> Iterable[Sample]:
+    plans = conv_plans(rng)
+    for i, (c_in, c_out) in enumerate(WIDTHS):
+        options = {name: bool((i >> bit) % 2) for bit, name in enumerate(rest)}
+        yield conv_sample(rng, plans[i % 3], c_in, c_out, 1, dtype, integers, **options)
+    for plan in plans:
+        yield conv_sample(rng, plan, 4, 6, 2, dtype, integers, **{name: True for name in rest})
+    for c_in, c_out, groups in ((8, 8, 8), (5, 10, 5), (17, 17, 17), (48, 48, 48), (12, 18, 6)):
+        yield conv_sample(rng, plans[0], c_in, c_out, groups, dtype, integers, **rest)
+
+
+def conv_samples(rng: Rng, dtype, integers: bool) -> Iterable[Sample]:
+    return conv_widths(rng, dtype, integers, bias=True, ground=True)
+
+
+def split_groups(weight: np.ndarray, groups: int):
+    """(group, output channels of it, input channels of it)."""
+    per_out, per_in = weight.shape[0] // groups, weight.shape[1]
+    for g in range(groups):
+        yield slice(g * per_out, (g + 1) * per_out), slice(g * per_in, (g + 1) * per_in)
+
+
+def each_pair(src_rows, dst_rows, offset_start):
+    for k in range(len(offset_start) - 1):
+        for j in range(offset_start[k], offset_start[k + 1]):
+            yield k, src_rows[j], dst_rows[j]
+
+
+def conv_oracle(
+    x,
+    weight,
+    src_rows,
+    dst_rows,
+    offset_start,
+    n_dst,
+    groups=1,
+    bias=None,
+    u=None,
+    u_start=None,
+    u_rows=None,
+):
+    y = np.zeros((n_dst, weight.shape[0]), np.longdouble)
+    if bias is not None:
+        y += bias
+    if u is not None:
+        for o in range(n_dst):
+            for j in range(u_start[o], u_start[o + 1]):
+                y[o] += u[u_rows[j]]
+    for out, into in split_groups(weight, groups):
+        for k in range(weight.shape[2]):
+            at = slice(offset_start[k], offset_start[k + 1])
+            y[dst_rows[at], out] += x[src_rows[at], into] @ weight[out, :, k].T
+    return (y,)
+
+
+def conv_large(rng: Rng, dtype) -> Sample:
+    plan = random_plan(rng, 5000, 5000, 9, 0.5)
+    return conv_sample(rng, plan, 20, 24, 1, dtype, False, bias=True, ground=True)
+
+
+def with_dy(sample: Sample, rng: Rng, dtype, drop: tuple[str, ...], **more) -> Sample:
+    """A gradient's arguments from the forward ones."""
+    args = dict(sample.args)
+    dy = numbers(rng, (args.pop("n_dst"), args["weight"].shape[0]), dtype, sample.integers)
+    values = {**args, "dy": dy, **more}
+    return Sample({k: v for k, v in values.items() if k not in drop}, sample.integers, sample.note)
+
+
+def input_grad_samples(rng: Rng, dtype, integers: bool) -> Iterable[Sample]:
+    for s in conv_widths(rng, dtype, integers):
+        yield with_dy(s, rng, dtype, ("x",), n_src=len(s.args["x"]))
+
+
+def input_grad_oracle(dy, weight, src_rows, dst_rows, offset_start, n_src, groups=1):
+    dx = np.zeros((n_src, weight.shape[1] * groups), np.longdouble)
+    for out, into in split_groups(weight, groups):
+        for k in range(weight.shape[2]):
+            at = slice(offset_start[k], offset_start[k + 1])
+            dx[src_rows[at], into] += dy[dst_rows[at], out] @ weight[out, :, k]
+    return (dx,)
+
+
+def input_grad_large(rng: Rng, dtype) -> Sample:
+    sample = conv_sample(rng, random_plan(rng, 5000, 5000, 9, 0.5), 20, 24, 1, dtype, False)
+    return with_dy(sample, rng, dtype, ("x",), n_src=5000)
+
+
+def weight_grad_samples(rng: Rng, dtype, integers: bool) -> Iterable[Sample]:
+    for s in conv_widths(rng, dtype, integers):
+        yield with_dy(s, rng, dtype, ("weight",))
+
+
+def weight_grad_oracle(x, dy, src_rows, dst_rows, offset_start, groups=1):
+    dw = np.zeros((dy.shape[1], x.shape[1] // groups, len(offset_start) - 1), np.longdouble)
+    for out, into in split_groups(dw, groups):
+        for k in range(dw.shape[2]):
+            at = slice(offset_start[k], offset_start[k + 1])
+            dw[out, :, k] = dy[dst_rows[at], out].T @ x[src_rows[at], into]
+    return (dw,)
+
+
+def weight_grad_large(rng: Rng, dtype) -> Sample:
+    sample = conv_sample(rng, random_plan(rng, 5000, 5000, 9, 0.5), 20, 24, 1, dtype, False)
+    return with_dy(sample, rng, dtype, ("weight",))
+
+
+# ------------------------------------------------------------------ sums over segments
+def segment_sum_samples(rng: Rng, dtype, integers: bool) -> Iterable[Sample]:
+    shapes = ((60, 5, 7), (20, 1, 3), (300, 17, 2), (4, 64, 9), (0, 3, 4), (9, 33, 0))
+    for (n, c, s), with_rows, with_bias in product(shapes, (False, True), (False, True)):
+        m = 2 * n if with_rows else n
+        args = dict(values=numbers(rng, (n, c), dtype, integers), rows=None)
+        if with_rows:
+            kind = np.int64 if c % 2 else np.int32
+            args["rows"] = torch.from_numpy(rng.integers(0, max(n, 1), m).astype(kind))
+        args["start"] = random_segments(rng, m, s)
+        if with_bias:
+            args["bias"] = numbers(rng, (c,), dtype, integers)
+        yield Sample(args, integers, f"{n} {c} {s} rows={with_rows} bias={with_bias}")
+
+
+def segment_sum_oracle(values, rows, start, bias=None):
+    out = np.zeros((len(start) - 1, values.shape[1]), np.longdouble)
+    if bias is not None:
+        out += bias
+    for s in range(len(start) - 1):
+        at = np.arange(start[s], start[s + 1])
+        out[s] += values[at if rows is None else rows[at]].sum(0)
+    return (out,)
+
+
+def segment_sum_large(rng: Rng, dtype) -> Sample:
+    values = numbers(rng, (30000, 9), dtype, False)
+    return Sample(dict(values=values, rows=None, start=random_segments(rng, 30000, 3)), False)
+
+
+def segment_sum_sq_samples(rng: Rng, dtype, integers: bool) -> Iterable[Sample]:
+    for n, c, s in ((60, 5, 7), (300, 17, 2), (4, 64, 9), (0, 3, 4)):
+        values = numbers(rng, (n, c), dtype, integers)
+        mean = numbers(rng, (s, c), dtype, integers)
+        start = random_segments(rng, n, s)
+        yield Sample(dict(values=values, start=start, mean=mean), integers, f"{n} {c} {s}")
+
+
+def segment_sum_sq_oracle(values, start, mean):
+    out = np.zeros((len(start) - 1, values.shape[1]), np.longdouble)
+    for s in range(len(start) - 1):
+        out[s] = ((values[start[s] : start[s + 1]] - mean[s]) ** 2).sum(0)
+    return (out,)
+
+
+def segment_sum_sq_terms(values, start, mean):
+    # a difference, a product of it with itself: two roundings more than a product has, so 2 terms
+    n_terms = np.diff(start)[:, None] + 2 + 0 * mean
+    return n_terms, segment_sum_sq_oracle(values, start, mean)[0]
+
+
+def segment_sum_sq_large(rng: Rng, dtype) -> Sample:
+    values = numbers(rng, (30000, 9), dtype, False)
+    start = random_segments(rng, 30000, 3)
+    return Sample(dict(values=values, start=start, mean=numbers(rng, (3, 9), dtype, False)), False)
+
+
+# ------------------------------------------------------------------ pooling over windows
+TABLES = ((40, 9, 25, 4), (30, 4, 12, 1), (7, 27, 9, 5), (11, 8, 6, 0), (6, 3, 0, 4), (0, 4, 5, 2))
+
+
+def window_inputs(rng: Rng, dtype, integers: bool, sizes, c: int) -> dict:
+    n_out, n_offsets, n_active, n_ground = sizes
+    ground = numbers(rng, (n_ground, c), dtype, integers) if n_ground else None
+    return dict(
+        x=numbers(rng, (n_active, c), dtype, integers) - 5 * integers,  # all negative: no 0 may win
+        ground_rows=ground,
+        table=random_table(rng, n_out, n_offsets, n_active, n_ground),
+    )
+
+
+def window_samples(rng: Rng, dtype, integers: bool) -> Iterable[Sample]:
+    for sizes, c in product(TABLES, (1, 3, 16, 33)):
+        args = window_inputs(rng, dtype, integers, sizes, c)
+        yield Sample(args, integers, f"{sizes} channels={c}")
+
+
+def max_samples(rng: Rng, dtype, integers: bool) -> Iterable[Sample]:
+    yield from window_samples(rng, dtype, integers)
+    for c in (1, 16):  # NaN wins, -inf is a value, +0 and -0 tie
+        args = window_inputs(rng, dtype, integers, (40, 9, 25, 4), c)
+        x = args["x"]
+        x[torch.from_numpy(rng.random(tuple(x.shape)) < 0.1)] = float("nan")
+        x[torch.from_numpy(rng.random(tuple(x.shape)) < 0.2)] = -float("inf")
+        yield Sample(args, integers, f"nan and inf, channels={c}")
+
+
+def tap_value(row: int, x, ground_rows):
+    return x[row] if row >= 0 else ground_rows[-2 - row]
+
+
+def window_max_oracle(x, ground_rows, table):
+    y = np.full((len(table), x.shape[1]), -np.inf, np.longdouble)
+    arg = np.full(y.shape, -1, np.int32)
+    for o, taps in enumerate(table):
+        for k, row in enumerate(taps):
+            if row == -1:
+                continue
+            value = tap_value(row, x, ground_rows)
+            wins = (arg[o] < 0) | (value > y[o]) | (np.isnan(value) & ~np.isnan(y[o]))
+            y[o], arg[o] = np.where(wins, value, y[o]), np.where(wins, k, arg[o])
+    return y, arg
+
+
+def window_sum_oracle(x, ground_rows, table):
+    y = np.zeros((len(table), x.shape[1]), np.longdouble)
+    for o, taps in enumerate(table):
+        for row in taps:
+            if row != -1:
+                y[o] += tap_value(row, x, ground_rows)
+    return (y,)
+
+
+def window_large(rng: Rng, dtype) -> Sample:
+    return Sample(window_inputs(rng, dtype, False, (5000, 9, 4000, 7), 20), False)
+
+
+def max_grad_sample(rng: Rng, dtype, integers: bool, sizes, c: int) -> Sample:
+    n_rows = sizes[2]
+    table = random_table(rng, *sizes)
+    arg = rng.integers(-1, table.shape[1], (len(table), c)).astype(np.int32)
+    flat = table.numpy().flatten()
+    order = np.argsort(flat, kind="stable")
+    index = order[np.searchsorted(flat[order], 0) :].astype(np.int64)
+    start = np.searchsorted(flat[index], np.arange(n_rows + 1)).astype(np.int64)
+    grads = dict(dy=numbers(rng, (len(table), c), dtype, integers), arg=torch.from_numpy(arg))
+    grads |= dict(start=torch.from_numpy(start), index=torch.from_numpy(index))
+    note = f"{sizes} channels={c}"
+    return Sample(dict(**grads, K=table.shape[1], n_rows=n_rows), integers, note)
+
+
+def max_grad_samples(rng: Rng, dtype, integers: bool) -> Iterable[Sample]:
+    for sizes, c in product(TABLES, (1, 3, 16)):
+        yield max_grad_sample(rng, dtype, integers, sizes, c)
+
+
+def max_grad_oracle(dy, arg, start, index, K, n_rows):  # noqa: N803 (the operator's own name)
+    dx = np.zeros((n_rows, dy.shape[1]), np.longdouble)
+    for v in range(n_rows):
+        for j in index[start[v] : start[v + 1]]:
+            o, k = divmod(int(j), K)
+            dx[v] += np.where(arg[o] == k, dy[o], 0)
+    return (dx,)
+
+
+def max_grad_large(rng: Rng, dtype) -> Sample:
+    return max_grad_sample(rng, dtype, False, (3000, 9, 1500, 7), 20)
+
+
+OP_CASES = [
+    OpCase(
+        "build_pairs",
+        build_pairs_samples,
+        build_pairs_oracle,
+        build_pairs_large,
+        indices=True,
+    ),
+    OpCase(
+        "output_coords",
+        output_coords_samples,
+        output_coords_oracle,
+        output_coords_large,
+        indices=True,
+    ),
+    OpCase(
+        "linear_keys",
+        linear_keys_samples,
+        linear_keys_oracle,
+        linear_keys_large,
+        indices=True,
+    ),
+    OpCase(
+        "window_table",
+        window_table_samples,
+        window_table_oracle,
+        window_table_large,
+        indices=True,
+        row_lists=("src_rows", "dst_rows", "offset_start", "out_class", "tap_class"),
+    ),
+    OpCase(
+        "ground_taps",
+        ground_taps_samples,
+        ground_taps_oracle,
+        ground_taps_large,
+        indices=True,
+        row_lists=("table",),
+    ),
+    OpCase(
+        "invert_rows",
+        invert_rows_samples,
+        invert_rows_oracle,
+        invert_rows_large,
+        indices=True,
+        row_lists=("rows",),
+    ),
+    OpCase(
+        "conv",
+        conv_samples,
+        conv_oracle,
+        conv_large,
+        row_lists=("src_rows", "dst_rows", "offset_start", "u_start", "u_rows"),
+    ),
+    OpCase(
+        "conv_input_grad",
+        input_grad_samples,
+        input_grad_oracle,
+        input_grad_large,
+        row_lists=("src_rows", "dst_rows", "offset_start"),
+    ),
+    OpCase(
+        "conv_weight_grad",
+        weight_grad_samples,
+        weight_grad_oracle,
+        weight_grad_large,
+        row_lists=("src_rows", "dst_rows", "offset_start"),
+    ),
+    OpCase(
+        "segment_sum",
+        segment_sum_samples,
+        segment_sum_oracle,
+        segment_sum_large,
+        row_lists=("rows", "start"),
+    ),
+    OpCase(
+        "segment_sum_sq",
+        segment_sum_sq_samples,
+        segment_sum_sq_oracle,
+        segment_sum_sq_large,
+        terms=segment_sum_sq_terms,
+        row_lists=("start",),
+    ),
+    OpCase(
+        "window_max",
+        max_samples,
+        window_max_oracle,
+        window_large,
+        indices=True,
+        row_lists=("table",),
+    ),
+    OpCase(
+        "window_max_grad",
+        max_grad_samples,
+        max_grad_oracle,
+        max_grad_large,
+        row_lists=("start", "index"),
+    ),
+    OpCase("window_sum", window_samples, window_sum_oracle, window_large, row_lists=("table",)),
+]
