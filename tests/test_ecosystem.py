@@ -158,11 +158,11 @@ def test_load_with_weights_only(ground, rng):
 
 def test_pickles_leave_the_cache_out(rng):
     """A rulebook of many pairs must not travel with a small tensor."""
-    x = sparse(rng)
+    x = make_input(rng, 2, dict(c_in=1), shape=(60, 60), dtype=torch.float64).sparse(ds)
     before = len(pickle.dumps(x))
-    ds.functional.conv2d(x, torch.ones(1, 2, 5, 5, dtype=torch.float64), padding=2)
+    ds.functional.conv2d(x, torch.ones(1, 1, 5, 5, dtype=torch.float64), padding=2)
     assert len(x.sites.cache) > 0, "this proves nothing: nothing was remembered"
-    assert abs(len(pickle.dumps(x)) - before) < 64
+    assert len(pickle.dumps(x)) - before < before / 10
     assert len(pickle.loads(pickle.dumps(x)).sites.cache) == 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import pickle
+import time
 from pathlib import Path
 
 import numpy as np
@@ -422,6 +423,18 @@ def test_data_set_pickles(characters):
     torch.manual_seed(1)
     assert torch.equal(again.batch(range(5))[0].coords, a.coords)
     assert repr(again) == repr(data)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoding", ["pen", "octogram"])
+def test_rasterises_2000_characters_a_second(encoding):
+    data = pen.PenDataset(glyphs.make_characters(500), 96, encoding, augment=pen.Augment())
+    times = []
+    for first in range(0, 500, 100):
+        start = time.perf_counter()
+        data.batch(range(first, first + 100))
+        times.append(time.perf_counter() - start)
+    assert 100 / min(times) > 2000
 
 
 @pytest.mark.parametrize(

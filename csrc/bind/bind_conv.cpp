@@ -66,10 +66,11 @@ void conv_checked(const Arg& x, const Arg& weight, const OptionalArg& bias, cons
   });
 }
 
-int64_t weight_grad_workspace_of(bool is_double, int64_t c_in, int64_t c_out, const Pairs& pairs, int64_t groups) {
+int64_t weight_grad_workspace_of(bool is_double, int64_t c_in, int64_t c_out, const Pairs& pairs, int64_t n_dst,
+                                 int64_t groups) {
   groups_fit({"conv_weight_grad"}, groups, c_in, c_out);
-  return is_double ? weight_grad_workspace<double>(c_in, c_out, pairs.list(), groups)
-                   : weight_grad_workspace<float>(c_in, c_out, pairs.list(), groups);
+  return is_double ? weight_grad_workspace<double>(c_in, c_out, pairs.list(), n_dst, groups)
+                   : weight_grad_workspace<float>(c_in, c_out, pairs.list(), n_dst, groups);
 }
 
 void weight_grad_checked(const Arg& x, const Arg& dy, const Pairs& pairs, int64_t groups, const Arg& workspace, const Arg& dw, int n_threads) {
@@ -89,12 +90,12 @@ void weight_grad_checked(const Arg& x, const Arg& dy, const Pairs& pairs, int64_
   check.disjoint("workspace", workspace.view, "x", x.view);
   check.disjoint("workspace", workspace.view, "dy", dy.view);
   check.tensor("workspace", workspace.view, dtype,
-               {weight_grad_workspace_of(dtype == DType::kFloat64, c_in, c_out, pairs, groups)});
+               {weight_grad_workspace_of(dtype == DType::kFloat64, c_in, c_out, pairs, dy.view.shape[0], groups)});
   const py::gil_scoped_release release;
   for_dtype(dtype, [&](auto zero) {
     using T = decltype(zero);
-    weight_grad<T>({x.view.as<T>(), dy.view.as<T>(), dw.view.as<T>(), workspace.view.as<T>(), pairs.list(), c_in,
-                    c_out, groups},
+    weight_grad<T>({x.view.as<T>(), dy.view.as<T>(), dw.view.as<T>(), workspace.view.as<T>(), pairs.list(),
+                    dy.view.shape[0], c_in, c_out, groups},
                    n_threads);
   });
 }

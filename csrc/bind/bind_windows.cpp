@@ -48,7 +48,10 @@ GroundTapsArgs ground_taps_args(const Check& check, const Arg& table, int64_t n_
   check.tensor("table", table.view, DType::kInt32, {-1, -1});
   check.at_least("n_class_rows", n_class_rows, 0);
   const int64_t n_out = table.view.shape[0], n_offsets = table.view.shape[1];
-  check.tensor("flags", flags.view, DType::kInt32, {n_offsets, n_class_rows});
+  int64_t n_flags;
+  if (__builtin_mul_overflow(n_offsets, n_class_rows, &n_flags) || n_flags == INT64_MAX)
+    throw py::value_error("ground_taps: n_class_rows = " + std::to_string(n_class_rows) + " is too large");
+  check.tensor("flags", flags.view, DType::kInt32, {1 + n_flags});
   check.tensor("start", start.view, DType::kInt64, {n_out + 1});
   check.tensor("u_offset_start", u_offset_start.view, DType::kInt64, {n_offsets + 1});
   return {table.view.as<int32_t>(), n_out, n_offsets, n_class_rows, flags.view.as<int32_t>(),

@@ -33,7 +33,7 @@ struct GemmTile {
   int64_t row_begin, row_end;
 };
 
-// dw = sum over pairs of x[src]^T dy[dst]: (c_in, ldw), ldw = c_out rounded up to the panel width.
+// dw += sum over pairs of x[src]^T dy[dst]: (c_in, ldw), ldw = c_out rounded up to the panel width.
 template <class T>
 struct WeightGradBlock {
   const T* x;

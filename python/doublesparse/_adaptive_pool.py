@@ -6,7 +6,7 @@ hold it, and the ground counts as often as its class occurs, inactive, in a wind
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,7 +25,11 @@ from ._regather import adaptive_taps, readers
 from .sites import Sites
 from .tensor import SparseTensor
 
-_DENSE = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
+_DENSE: dict[int, Callable[..., Tensor]] = {
+    1: F.adaptive_avg_pool1d,
+    2: F.adaptive_avg_pool2d,
+    3: F.adaptive_avg_pool3d,
+}
 
 
 class _Weighted(NamedTuple):
@@ -43,7 +47,7 @@ class _Plan(NamedTuple):
     size: Tensor  # int64 (n_out, 1): cells of each output site's window
     site_ground: _Weighted | None
     class_ground: _Weighted | None
-    class_size: Tensor | None
+    class_size: Tensor  # int64 (n_class_rows, 1)
     axes: tuple[AxisClasses, ...]
 
 
@@ -85,11 +89,7 @@ def adaptive_avg_pool(
     if max(size) == 1:
         pooled = global_avg_pool(x)
         return pooled.view(*pooled.shape, *size)
-    crossover = _crossover.get_crossover()
-    dense = sites.is_full or (
-        crossover.__class__ is float and ground is not None and x.density >= crossover
-    )
-    if dense and crossover is not None:
+    if _crossover.runs_dense(sites.is_full, x.density, ground is None):
         image = x._dense_view() if sites.is_full else x.to_dense()
         return SparseTensor._from_full(_DENSE[n_axes](image, size), keep_none=ground is None)
     check_dtype(operation, x)
@@ -141,7 +141,7 @@ def _build(sites: Sites, size: Ints, axes: tuple[AxisClasses, ...] | None, n_sam
         cells *= extent[coords[:, 1 + a]]
     window = torch.from_numpy(cells)[:, None]
     if axes is None:
-        return _Plan(out_sites, active, n_active, window, None, None, None, ())
+        return _Plan(out_sites, active, n_active, window, None, None, window[:0], ())
     sides = [_classes.table(axis, t) for axis, t in zip(axes, taps, strict=True)]
     out_axes = tuple(s[0] for s in sides)
     histograms = [_histogram(s[1]) for s in sides]

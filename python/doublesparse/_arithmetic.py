@@ -140,7 +140,8 @@ def zip_with(
         RuntimeError: other devices.
     """
     _check_operands(operation, tensors)
-    sites, rows = tensors[0].sites, [None]
+    sites = tensors[0].sites
+    rows: list[Rows] = [None]
     for x in tensors[1:]:
         sites, moved, more = union(sites, x.sites)
         if moved is not None:

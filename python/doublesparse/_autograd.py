@@ -120,6 +120,8 @@ _apply_segment_sum = fast_apply(_SegmentSum)
 
 def segment_sum(values: Tensor, segments: Segments, bias: Tensor | None = None) -> Tensor:
     """Bias + sum of the value rows of every segment: (n_segments, C)."""
+    if bias is not None and not bias.is_contiguous():
+        bias = bias.contiguous()
     if wanted(values, bias):
         return _apply_segment_sum(values, bias, segments)
     return ops.segment_sum(values, segments.rows, segments.start, bias)
@@ -204,10 +206,12 @@ def merge_repeats(features: Tensor, order: Tensor, start: Tensor, how: str) -> T
         )
         out = features.new_zeros(len(start) - 1, features.shape[1])
         return out.scatter_reduce(0, segment, features[order], "amax", include_self=False)
-    total = segment_sum(
-        features.contiguous(), Segments(order.to(torch.int32), start, features.shape[0])
-    )
-    return total if how == "sum" else total / (start[1:] - start[:-1])[:, None]
+    segments = Segments(order.to(torch.int32), start, features.shape[0])
+    wide = features if features.dtype == torch.float64 else features.float()
+    total = segment_sum(wide.contiguous(), segments)
+    if how == "mean":
+        total = total / (start[1:] - start[:-1])[:, None]
+    return total.to(features.dtype)
 
 
 # ------------------------------------------------------------------ convolution
@@ -227,7 +231,11 @@ class _Conv(Function):
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.args = pairs, groups, transposed, taps
-        return _conv(x, weight, bias, u, pairs, n_dst, groups, transposed, taps)
+        weight = weight.flatten(2).contiguous()
+        if u is None or taps is None:
+            return ops.conv(x, weight, pairs, n_dst, bias, groups, transposed=transposed)
+        start, rows = taps.start, taps.rows
+        return ops.conv(x, weight, pairs, n_dst, bias, groups, u, start, rows, transposed)
 
     @staticmethod
     @once
@@ -254,23 +262,6 @@ class _Conv(Function):
             start, rows = taps.inverse
             du = ops.segment_sum(dy, rows, start)
         return dx, dw, db, du, None, None, None, None, None
-
-
-def _conv(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    u: Tensor | None,
-    pairs: ops.Pairs,
-    n_dst: int,
-    groups: int,
-    transposed: bool,
-    taps: Segments | None,
-) -> Tensor:
-    weight = weight.flatten(2).contiguous()
-    if u is None or taps is None:
-        return ops.conv(x, weight, pairs, n_dst, bias, groups, transposed=transposed)
-    return ops.conv(x, weight, pairs, n_dst, bias, groups, u, taps.start, taps.rows, transposed)
 
 
 _apply_conv = fast_apply(_Conv)
@@ -301,6 +292,8 @@ def conv(
         u: (n_u, c_out): what inactive sites add, per kernel offset and class of the ground.
         taps: which rows of `u` each output row adds.
     """
+    if bias is not None and not bias.is_contiguous():
+        bias = bias.contiguous()
     if torch.is_grad_enabled() and (
         weight.requires_grad
         or x.requires_grad
@@ -308,4 +301,8 @@ def conv(
         or (u is not None and u.requires_grad)
     ):
         return _apply_conv(x, weight, bias, u, pairs, n_dst, groups, transposed, taps)
-    return _conv(x, weight, bias, u, pairs, n_dst, groups, transposed, taps)
+    weight = weight.flatten(2).contiguous()
+    if u is None or taps is None:
+        return ops.conv(x, weight, pairs, n_dst, bias, groups, transposed=transposed)
+    start, rows = taps.start, taps.rows
+    return ops.conv(x, weight, pairs, n_dst, bias, groups, u, start, rows, transposed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ from . import _crossover
 from ._autograd import Segments, conv, segment_sum
 from ._geometry import Steps, resolve
 from ._ground import GroundState
-from ._parameters import check_axes, check_parameters, explain_or_pass, fits
+from ._parameters import c_out_of, check_axes, fits
+from ._precision import autocasting, casts
 from ._rulebook import Entry, find, find_inverse
 from ._windows import linear_plan
 from .sites import Sites
@@ -117,12 +119,15 @@ def convolution(
     check_axes(operation, x, n_axes)
     c_out = fits(x, weight, bias, groups, False)
     if c_out < 0:
-        c_out = explain_or_pass(operation, x, weight, bias, groups, False)
+        if casts(x, weight):
+            run = autocasting(partial(convolution, operation, n_axes))
+            return run(x, weight, bias, stride, padding, dilation, groups)
+        c_out = c_out_of(operation, x, weight, bias, groups, False)
     sites = x.sites
     steps = resolve(
         operation, "conv", sites.spatial_shape, weight.shape[2:], stride, padding, dilation
     )
-    if (sites.is_full or _crossover.by_density()) and n_axes in _CONV:
+    if (sites.is_full or _crossover.threshold is not None) and n_axes in _CONV:
         out = run_dense(
             x,
             steps,
@@ -149,7 +154,10 @@ def transposed_convolution(
     check_axes(operation, x, n_axes)
     c_out = fits(x, weight, bias, groups, True)
     if c_out < 0:
-        c_out = explain_or_pass(operation, x, weight, bias, groups, True)
+        if casts(x, weight):
+            run = autocasting(partial(transposed_convolution, operation, n_axes))
+            return run(x, weight, bias, stride, padding, output_padding, groups, dilation)
+        c_out = c_out_of(operation, x, weight, bias, groups, True)
     if isinstance(padding, str):
         raise ValueError(
             f"{operation}: padding must be ints, got {padding!r}; give the padding in numbers"
@@ -165,7 +173,7 @@ def transposed_convolution(
         dilation,
         output_padding,
     )
-    if sites.is_full or _crossover.by_density():
+    if sites.is_full or _crossover.threshold is not None:
         args = (stride, padding, output_padding, groups, dilation)
         out = run_dense(x, steps, lambda t: _TRANSPOSED[n_axes](t, weight, bias, *args))
         if out is not None:
@@ -204,7 +212,10 @@ def submanifold_convolution(
     check_axes(operation, x, n_axes)
     c_out = fits(x, weight, bias, groups, False)
     if c_out < 0:
-        c_out = explain_or_pass(operation, x, weight, bias, groups, False)
+        if casts(x, weight):
+            run = autocasting(partial(submanifold_convolution, operation, n_axes))
+            return run(x, weight, bias, dilation, groups, ground)
+        c_out = c_out_of(operation, x, weight, bias, groups, False)
     _drop_ground(operation, x, ground)
     sites = x.sites
     steps = resolve(operation, "submanifold", sites.spatial_shape, weight.shape[2:], 1, 0, dilation)
@@ -233,7 +244,10 @@ def inverse_convolution(
     check_axes(operation, x, n_axes)
     c_out = fits(x, weight, bias, groups, True)
     if c_out < 0:
-        check_parameters(operation, x, weight, bias, groups, True)
+        if casts(x, weight):
+            run = autocasting(partial(inverse_convolution, operation, n_axes))
+            return run(x, weight, bias, like, stride, padding, dilation, groups, ground)
+        c_out_of(operation, x, weight, bias, groups, True)
     target = like.sites if isinstance(like, SparseTensor) else like
     if not isinstance(target, Sites):
         raise TypeError(

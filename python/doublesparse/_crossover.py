@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from ._geometry import Steps
 
 _crossover: str | float | None = "auto"
+threshold: float | None = None  # the density from which unsaturated tensors run dense, if any
 
 
 def set_crossover(crossover: str | float | None) -> None:
@@ -29,7 +30,7 @@ def set_crossover(crossover: str | float | None) -> None:
         >>> ds.set_crossover(None)
         >>> ds.set_crossover("auto")
     """
-    global _crossover
+    global _crossover, threshold
     if isinstance(crossover, str):
         if crossover != "auto":
             raise ValueError(
@@ -48,6 +49,7 @@ def set_crossover(crossover: str | float | None) -> None:
             )
         crossover = float(crossover)
     _crossover = crossover
+    threshold = crossover if isinstance(crossover, float) else None
 
 
 def get_crossover() -> str | float | None:
@@ -55,12 +57,9 @@ def get_crossover() -> str | float | None:
     return _crossover
 
 
-def by_density() -> bool:
-    """Whether tensors that are not saturated may run dense."""
-    return _crossover.__class__ is float
-
-
-def runs_dense(full: bool, density: float, ground_is_none: bool, steps: Steps) -> bool:
+def runs_dense(
+    full: bool, density: float, ground_is_none: bool, steps: Steps | None = None
+) -> bool:
     """The decision.
 
     Without a ground (None) inactive sites do not exist, so the dense kernel is the same function
@@ -70,10 +69,10 @@ def runs_dense(full: bool, density: float, ground_is_none: bool, steps: Steps) -
         full: whether the input is saturated.
         density: its share of active sites.
         ground_is_none: whether its ground is None.
-        steps: the layer's geometry.
+        steps: the layer's geometry; None where every output reads the input in any case.
     """
     if _crossover is None:
         return False
     if ground_is_none:
-        return full and steps.covers()
-    return full or (_crossover.__class__ is float and density >= _crossover)
+        return full and (steps is None or steps.covers())
+    return full or (threshold is not None and density >= threshold)

@@ -77,8 +77,8 @@ def _threshold_keeps(threshold: float, value: float, **_: Any) -> bool:
 _ALWAYS = (
     "abs absolute arcsin arcsinh arctan arctanh asin asinh atan atanh ceil celu deg2rad elu entr "
     "erf erfinv expm1 fix floor frac gelu hardshrink hardswish i1 i1e leaky_relu log1p mish "
-    "nan_to_num neg negative positive prelu rad2deg relu relu6 round selu sgn sign silu sin sinh softshrink "
-    "softsign sqrt square tan tanh tanhshrink trunc zeros_like"
+    "nan_to_num neg negative positive prelu rad2deg relu relu6 round selu sgn sign silu sin sinh "
+    "softshrink softsign sqrt square tan tanh tanhshrink trunc zeros_like"
 )
 _NEVER = (
     "acos acosh arccos arccosh cos cosh digamma erfc exp exp2 expit full_like hardsigmoid i0 "
@@ -100,7 +100,7 @@ ELEMENTWISE: dict[str, Callable[..., bool] | bool] = {
 
 
 def _check_arguments(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Numbers and 0-dim tensors mean the same for rows and images; prelu's weight is per channel."""
+    """Numbers and 0-dim tensors mean the same for rows and images; prelu's weight does too."""
     if "out" in kwargs:
         refuse(name, "out= cannot be a SparseTensor, nor take one")
     for value in (*args, *kwargs.values()):
@@ -254,7 +254,6 @@ def narrow(input: SparseTensor, dim: int, start: int, length: int) -> SparseTens
     """Some consecutive channels."""
     channel_dim(input, dim, "narrow")
     return apply(input, lambda rows: rows.narrow(1, start, length), keeps_zero=True)
-
 
 
 CHANNELWISE: dict[str, Function] = {

@@ -14,7 +14,6 @@ from ._convolution import (
     submanifold_convolution,
     transposed_convolution,
 )
-from ._precision import autocasting
 from .sites import Sites
 from .tensor import SparseTensor
 
@@ -22,7 +21,6 @@ X = TypeVar("X", SparseTensor, Tensor)
 Ints = int | Sequence[int]
 
 
-@autocasting
 def conv1d(
     x: X,
     weight: Tensor,
@@ -51,7 +49,6 @@ def conv1d(
     return convolution("conv1d", 1, x, weight, bias, stride, padding, dilation, groups)
 
 
-@autocasting
 def conv2d(
     x: X,
     weight: Tensor,
@@ -67,7 +64,6 @@ def conv2d(
     return convolution("conv2d", 2, x, weight, bias, stride, padding, dilation, groups)
 
 
-@autocasting
 def conv3d(
     x: X,
     weight: Tensor,
@@ -83,7 +79,6 @@ def conv3d(
     return convolution("conv3d", 3, x, weight, bias, stride, padding, dilation, groups)
 
 
-@autocasting
 def conv4d(
     x: SparseTensor,
     weight: Tensor,
@@ -97,7 +92,6 @@ def conv4d(
     return convolution("conv4d", 4, x, weight, bias, stride, padding, dilation, groups)
 
 
-@autocasting
 def conv_transpose1d(
     x: X,
     weight: Tensor,
@@ -126,7 +120,6 @@ def conv_transpose1d(
     return transposed_convolution("conv_transpose1d", 1, x, *args)
 
 
-@autocasting
 def conv_transpose2d(
     x: X,
     weight: Tensor,
@@ -144,7 +137,6 @@ def conv_transpose2d(
     return transposed_convolution("conv_transpose2d", 2, x, *args)
 
 
-@autocasting
 def conv_transpose3d(
     x: X,
     weight: Tensor,
@@ -162,7 +154,6 @@ def conv_transpose3d(
     return transposed_convolution("conv_transpose3d", 3, x, *args)
 
 
-@autocasting
 def submanifold_conv1d(
     x: X,
     weight: Tensor,
@@ -196,7 +187,6 @@ def submanifold_conv1d(
     )
 
 
-@autocasting
 def submanifold_conv2d(
     x: X,
     weight: Tensor,
@@ -213,7 +203,6 @@ def submanifold_conv2d(
     )
 
 
-@autocasting
 def submanifold_conv3d(
     x: X,
     weight: Tensor,
@@ -230,7 +219,6 @@ def submanifold_conv3d(
     )
 
 
-@autocasting
 def submanifold_conv4d(
     x: SparseTensor,
     weight: Tensor,
@@ -245,7 +233,6 @@ def submanifold_conv4d(
     )
 
 
-@autocasting
 def inverse_conv1d(
     x: SparseTensor,
     weight: Tensor,
@@ -278,7 +265,6 @@ def inverse_conv1d(
     return inverse_convolution("inverse_conv1d", 1, x, weight, bias, like, *geometry)
 
 
-@autocasting
 def inverse_conv2d(
     x: SparseTensor,
     weight: Tensor,
@@ -296,7 +282,6 @@ def inverse_conv2d(
     return inverse_convolution("inverse_conv2d", 2, x, weight, bias, like, *geometry)
 
 
-@autocasting
 def inverse_conv3d(
     x: SparseTensor,
     weight: Tensor,

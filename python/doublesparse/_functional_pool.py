@@ -120,7 +120,8 @@ def avg_pool1d(
                 f"got {divisor_override}; use avg_pool2d"
             )
         return F.avg_pool1d(x, *args)
-    return avg_pool("avg_pool1d", 1, x, *args, divisor_override)
+    args += (divisor_override,)
+    return avg_pool("avg_pool1d", 1, x, *args)
 
 
 @widened

@@ -29,7 +29,7 @@ def _check(operation: str, x: SparseTensor) -> None:
 
 
 def _runs_dense(x: SparseTensor) -> bool:
-    return x.sites.is_full and _crossover.get_crossover() is not None
+    return x.sites.is_full and _crossover.runs_dense(True, 1.0, x.ground is None)
 
 
 def _by_sample(x: SparseTensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -35,6 +35,10 @@ class GroundState:
     values: Tensor
     axes: tuple[AxisClasses, ...]
     is_zero: bool
+
+    if TYPE_CHECKING:  # what `values` is made of on first use: no fields
+        _lazy: tuple[int, torch.dtype, torch.device | str]
+        _row: Tensor
 
     def __init__(self, values: Tensor, axes: Sequence[AxisClasses]) -> None:
         """Values as rows.

@@ -66,6 +66,10 @@ class _Population:
             total += ops.segment_sum(ground, None, self.ground_start)
         return total
 
+    def weighted(self, ground: Tensor) -> Tensor:
+        """Class rows times the number of inactive sites that hold them."""
+        return ground if self.ground_count is None else ground * self.ground_count
+
     def spread(self, rows: Tensor) -> Tensor:
         """(n_sets, C) at every feature row (broadcast where there is one set)."""
         return rows if rows.shape[0] == 1 else _spread_rows(rows, self.start, self.n_rows)
@@ -93,14 +97,14 @@ class _Population:
 
     def moments(self, x: Tensor, g: Tensor | None) -> tuple[Tensor, Tensor]:
         """Mean and biased variance of each set and channel (of its group): (n_sets, C)."""
-        total = self.totals(x, None if g is None else g * self.ground_count)
+        total = self.totals(x, None if g is None else self.weighted(g))
         if self.process_group is not None:
             both = self.synchronize(torch.cat([total, self.count], 1))
             total, self.count = both[:, :-1].contiguous(), both[:, -1:]
         mean = self.group_mean(total)
         squares = ops.segment_sum_sq(x, self.start, mean)
         if g is not None:
-            deviation = (g - self.spread_ground(mean)).square_().mul_(self.ground_count)
+            deviation = self.weighted((g - self.spread_ground(mean)).square_())
             squares += ops.segment_sum(deviation, None, self.ground_start)
         return mean, self.group_mean(self.synchronize(squares))
 
@@ -147,35 +151,33 @@ class _Normalize(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, g, weight, mean, rstd = ctx.saved_tensors
         who: _Population = ctx.who
-        dy, dy_ground = grads[0].contiguous(), None if g is None else grads[1].contiguous()
+        dy, dy_g = grads[0].contiguous(), None if g is None else grads[1].contiguous()
         scale = rstd if weight is None else rstd * weight
         need_x, need_g, need_weight, need_bias = ctx.needs_input_grad[:4]
-        need_sums = need_weight or need_bias or ctx.from_batch
-        d_weight = d_bias = inner = outer = None
+        dx = dg = d_weight = d_bias = None
         centred = x - who.spread(mean)
-        centred_ground = None if g is None else g - who.spread_ground(mean)
-        if need_sums:
-            products = None if g is None else dy_ground * centred_ground
-            outer = who.totals(dy, dy_ground)
+        centred_g = None if g is None else g - who.spread_ground(mean)
+        if need_weight or need_bias or ctx.from_batch:
+            products = None if dy_g is None or centred_g is None else dy_g * centred_g
+            outer = who.totals(dy, dy_g)
             inner = who.totals(dy * centred, products) * rstd  # sum of dy * xhat
             d_weight = inner.sum(0) if need_weight else None
             d_bias = outer.sum(0) if need_bias else None
         if not ctx.from_batch:
             dx = dy * who.spread(scale) if need_x else None
-            dg = dy_ground * who.spread_ground(scale) if need_g else None
+            dg = dy_g * who.spread_ground(scale) if need_g and dy_g is not None else None
             return dx, dg, d_weight, d_bias, None, None, None
         # dx = rstd * (dy w - mean(dy w) - xhat mean(dy w xhat)), and a class row stands for many
         if weight is not None:
             outer, inner = outer * weight, inner * weight
         offset = -rstd * who.group_mean(who.synchronize(outer.clone()))
         slope = -rstd * rstd * who.group_mean(who.synchronize(inner.clone()))
-        dx = dg = None
         if need_x:
             dx = torch.addcmul(who.spread(offset), centred, who.spread(slope), out=centred)
             dx.addcmul_(dy, who.spread(scale))
-        if need_g:
-            dg = torch.addcmul(who.spread_ground(offset), centred_ground, who.spread_ground(slope))
-            dg.mul_(who.ground_count).addcmul_(dy_ground, who.spread_ground(scale))
+        if need_g and dy_g is not None and centred_g is not None:
+            dg = torch.addcmul(who.spread_ground(offset), centred_g, who.spread_ground(slope))
+            dg = who.weighted(dg).addcmul_(dy_g, who.spread_ground(scale))
         return dx, dg, d_weight, d_bias, None, None, None
 
 
@@ -215,7 +217,7 @@ def _normalize(
     y, y_ground, mean, var = _Normalize.apply(
         features.to(wide), rows, weight, bias, who, given, eps
     )
-    if y_ground is not None:
+    if y_ground is not None and ground is not None:
         values = y_ground.to(dtype).view(n_samples, *ground.n_classes, channels)
         ground = GroundState._of(values, ground.axes)
     return SparseTensor._of(y.to(dtype), x.sites, ground), mean, var, who
@@ -303,7 +305,7 @@ def batch_norm(
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
         given = running_mean.to(wide)[None], running_var.to(wide)[None]
         return _normalize(x, weight, bias, eps, given)[0]
-    n = x.sites.n_sites if x.ground is None else x.sites.n_cells
+    n: float = x.sites.n_sites if x.ground is None else x.sites.n_cells
     if n == 1 and process_group is None:
         raise ValueError(
             f"batch_norm: Expected more than 1 value per channel when training, got input size "
@@ -352,7 +354,8 @@ def instance_norm(
 ) -> SparseTensor:
     """Instance normalization: statistics per sample and channel, or the running ones."""
     if not use_input_stats:
-        return batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
+        args = (running_mean, running_var, weight, bias, False, momentum, eps)
+        return batch_norm(input, *args)  # type: ignore[return-value]  # sparse in, sparse out
     vectors = {"running_mean": running_mean, "running_var": running_var}
     _check_channels("instance_norm", input, weight=weight, bias=bias, **vectors)
     if math.prod(input.spatial_shape) == 1:

@@ -118,37 +118,39 @@ def check_parameters(
 def fits(
     x: SparseTensor, weight: Tensor, bias: Tensor | None, groups: int, transposed: bool
 ) -> int:
-    """The number of output channels, or -1 where `check_parameters` has something to say.
+    """The number of output channels, or -1 where something is to be cast or refused.
 
     This is on every call's path.
     """
     try:
         shape, features = weight.shape, x.features
+        dtype = features.dtype
         first, second = shape[0], shape[1] * groups
         c_in, c_out = (first, second) if transposed else (second, first)
         if (
-            groups < 1
-            or first % groups
-            or c_in != features.shape[1]
+            c_in != features.shape[1]
             or c_in == 0
             or c_out == 0
-            or weight.dtype != features.dtype
-            or not (weight.is_cpu and features.is_cpu)
-            or features.dtype not in _DTYPES
-            or len(shape) != 2 + len(x.sites.spatial_shape)
+            or first % groups
+            or groups < 1
             or groups.__class__ is not int
+            or weight.dtype is not dtype
+            or dtype not in _DTYPES
+            or len(shape) != 2 + len(x.sites.spatial_shape)
+            or not (weight.is_cpu and features.is_cpu)
+            or torch.is_autocast_enabled("cpu")
             or (
                 bias is not None
-                and (bias.shape != (c_out,) or bias.dtype != weight.dtype or not bias.is_cpu)
+                and (bias.shape != (c_out,) or bias.dtype is not dtype or not bias.is_cpu)
             )
         ):
             return -1
-    except (AttributeError, TypeError, IndexError):
+    except (AttributeError, TypeError, IndexError, ZeroDivisionError):
         return -1
     return c_out
 
 
-def explain_or_pass(
+def c_out_of(
     operation: str,
     x: SparseTensor,
     weight: Tensor,
@@ -156,13 +158,6 @@ def explain_or_pass(
     groups: int,
     transposed: bool,
 ) -> int:
-    """Raise what is wrong with the arguments.
-
-    A saturated tensor of another dtype passes, since torch's dense kernel takes it.
-    """
-    try:
-        check_parameters(operation, x, weight, bias, groups, transposed)
-    except NotImplementedError:
-        if not x.sites.is_full or x.features.is_meta or weight.is_meta:
-            raise
+    """The number of output channels; raises what is wrong with the arguments."""
+    check_parameters(operation, x, weight, bias, groups, transposed)
     return weight.shape[1] * groups if transposed else weight.shape[0]

@@ -80,7 +80,7 @@ def max_pool(
         )
     steps = _pool_steps(operation, x, kernel_size, stride, padding, dilation, ceil_mode)
     sites, ground = x.sites, x.ground
-    if sites.is_full or _crossover.by_density():
+    if sites.is_full or _crossover.threshold is not None:
         args = (steps.kernel, steps.stride, steps.left, steps.dilation, steps.ceil)
         out = run_dense(x, steps, lambda t: _MAX[n_axes](t, *args))
         if out is not None:
@@ -150,7 +150,7 @@ def avg_pool(
         )
     steps = _pool_steps(operation, x, kernel_size, stride, padding, 1, ceil_mode)
     sites, ground = x.sites, x.ground
-    if sites.is_full or _crossover.by_density():
+    if sites.is_full or _crossover.threshold is not None:
         count_pad = bool(count_include_pad) and ground is not None
         out = run_dense(x, steps, lambda t: _dense_average(t, steps, count_pad, divisor_override))
         if out is not None:

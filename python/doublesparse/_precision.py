@@ -32,6 +32,14 @@ def widened(f: _F) -> _F:
     return cast("_F", call)
 
 
+def casts(x: SparseTensor, weight: Tensor) -> bool:
+    """Whether a convolution of x is to be computed with rounded operands: see `autocasting`."""
+    dtype = x.features.dtype
+    if torch.is_autocast_enabled(x.features.device.type) and dtype != torch.float64:
+        return isinstance(weight, Tensor)
+    return dtype in _NARROW and isinstance(weight, Tensor) and weight.dtype == dtype
+
+
 def autocasting(f: _F) -> _F:
     """A convolution f(x, weight, bias, ...): under autocast, and with 16-bit operands, in float32.
 

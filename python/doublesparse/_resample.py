@@ -70,7 +70,7 @@ def interpolate(
         )
     shape = input.sites.spatial_shape
     n_axes = len(shape)
-    kwargs = {
+    kwargs: dict[str, Any] = {
         "mode": mode,
         "align_corners": align_corners,
         "recompute_scale_factor": recompute_scale_factor,
@@ -139,7 +139,8 @@ def _padded_axis(extent: int, sides: tuple[int, int], mode: str) -> Array:
     if mode in ("reflect", "replicate", "circular"):
         return _column(F.pad(at, sides, mode))
     raise ValueError(
-        f"pad: mode must be constant, reflect, replicate or circular, got {mode!r}; pass one of them"
+        "pad: mode must be constant, reflect, replicate or circular, "
+        f"got {mode!r}; pass one of them"
     )
 
 

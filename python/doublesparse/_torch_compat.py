@@ -39,7 +39,8 @@ def fast_apply(function: type[torch.autograd.Function]) -> Callable[..., Any]:
     The layer unwraps tensors of finished `torch.func` transforms; such tensors have no storage, so
     the kernels refuse them.
     """
-    return super(torch.autograd.Function, function).apply
+    apply: Callable[..., Any] = super(torch.autograd.Function, function).apply  # type: ignore[misc]
+    return apply
 
 
 ConvBase = torch.nn.modules.conv._ConvNd

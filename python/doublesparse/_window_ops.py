@@ -24,8 +24,9 @@ def _require_dims(operation: str, name: str, tensor: Tensor, dims: int) -> None:
 
 
 def _require_size(operation: str, name: str, size: int) -> None:
-    if size < 0:
-        raise ValueError(f"{operation}: {name} must be at least 0, got {size}")
+    """A number of rows: their numbers must fit int32."""
+    if not 0 <= size < 2**31:
+        raise ValueError(f"{operation}: {name} must lie in [0, 2^31), got {size}")
 
 
 # ------------------------------------------------------------------ index work
@@ -78,7 +79,7 @@ def ground_taps(table: Tensor, n_class_rows: int) -> tuple[Tensor, Tensor, Tenso
     _require_dims("ground_taps", "table", table, 2)
     _require_size("ground_taps", "n_class_rows", n_class_rows)
     n_out, n_offsets = table.shape
-    flags = torch.zeros(n_offsets, n_class_rows, dtype=torch.int32)
+    flags = torch.zeros(1 + n_offsets * n_class_rows, dtype=torch.int32)
     start = torch.empty(n_out + 1, dtype=torch.int64)
     u_offset_start = torch.empty(n_offsets + 1, dtype=torch.int64)
     plan = (table, n_class_rows, flags, start, u_offset_start)

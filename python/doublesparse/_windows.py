@@ -164,14 +164,13 @@ def _build_linear(
     if step:
         return LinearPlan(cmap.axes, n_classes, chunks, None, None)
     (chunk,) = chunks
-    start, rows = chunk.segments.start, chunk.segments.rows
     cut = int(start[n_sites])
     return LinearPlan(
         cmap.axes,
         n_classes,
         chunks,
-        Segments(rows[:cut], start[: n_sites + 1].contiguous(), chunk.n_u),
-        Segments(rows[cut:], start[n_sites:] - cut, chunk.n_u),
+        Segments(u_rows[:cut], start[: n_sites + 1].contiguous(), chunk.n_u),
+        Segments(u_rows[cut:], start[n_sites:] - cut, chunk.n_u),
     )
 
 

@@ -269,6 +269,13 @@ def _compare(name: str) -> Function:
     return compared
 
 
+def _is_on(kind: str) -> Function:
+    def is_on(input: SparseTensor) -> bool:
+        return input.device.type == kind
+
+    return is_on
+
+
 def _truth(input: SparseTensor) -> bool:
     refuse("__bool__", "of a SparseTensor is ambiguous", "compare with None by `is`")
 
@@ -281,7 +288,7 @@ def _methods() -> None:
     for name in _PROPERTIES:
         _register([getattr(Tensor, name).__get__], getattr(SparseTensor, name).fget)
     for kind in ("cuda", "cpu", "meta"):
-        setattr(SparseTensor, f"is_{kind}", property(lambda x, kind=kind: x.device.type == kind))
+        setattr(SparseTensor, f"is_{kind}", property(_is_on(kind)))
     for name, value in _KINDS.items():
         setattr(SparseTensor, name, value)
     for name in _COMPARISONS:

@@ -159,6 +159,7 @@ def conv_weight_grad(x: Tensor, dy: Tensor, pairs: Pairs, groups: int = 1) -> Te
     """``dw[:, :, k] = sum over the pairs of offset k of dy[dst]^T x[src]``: (c_out, c_in / groups, n_offsets)."""
     c_in, c_out = x.shape[1], dy.shape[1]
     dw = x.new_empty(c_out, c_in // groups, pairs.n_offsets)
-    size = _C.conv_weight_grad_workspace(x.dtype == torch.float64, c_in, c_out, pairs, groups)
+    double = x.dtype == torch.float64
+    size = _C.conv_weight_grad_workspace(double, c_in, c_out, pairs, dy.shape[0], groups)
     _C.conv_weight_grad(x, dy, pairs, groups, x.new_empty(size), dw, torch.get_num_threads())
     return dw

@@ -62,6 +62,15 @@ class Sites:
         device: torch.device,
     ) -> None:
         """For internal use: coords int32 (n_sites, 1 + D), sorted, unique; None: all cells."""
+        self._fill(coords, spatial_shape, batch_size, device)
+
+    def _fill(
+        self,
+        coords: Tensor | None,
+        spatial_shape: tuple[int, ...],
+        batch_size: int,
+        device: torch.device,
+    ) -> None:
         self.spatial_shape = spatial_shape
         self.batch_size = batch_size
         self.n_cells = batch_size * math.prod(spatial_shape)
@@ -233,12 +242,8 @@ class Sites:
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         """The counterpart."""
         coords, shape, batch_size, device = state
-        self.__init__(
-            coords,
-            tuple(shape),
-            batch_size,
-            torch.device(device) if coords is None else coords.device,
-        )  # type: ignore[misc]
+        where = torch.device(device) if coords is None else coords.device
+        self._fill(coords, tuple(shape), batch_size, where)
 
     def __repr__(self) -> str:
         """Number of sites and the grid."""

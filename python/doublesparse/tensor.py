@@ -314,7 +314,7 @@ class SparseTensor:
             f: rows -> rows.
             keeps_zero: f(0) == 0, so that a zero ground stays symbolic.
         """
-        features, ground = f(self.features), self.ground
+        features, ground = f(self.features).contiguous(), self.ground
         if ground is not None:
             changed = features.shape[1] != self.features.shape[1]
             changed = changed or features.dtype != self.features.dtype

@@ -43,11 +43,11 @@ struct WeightGradArgs {
   T* dw;
   T* workspace;                  // weight_grad_workspace() elements
   PairList pairs;
-  int64_t c_in, c_out, groups;
+  int64_t n_dst, c_in, c_out, groups;
 };
 
 template <class T>
-int64_t weight_grad_workspace(int64_t c_in, int64_t c_out, const PairList& pairs, int64_t groups);
+int64_t weight_grad_workspace(int64_t c_in, int64_t c_out, const PairList& pairs, int64_t n_dst, int64_t groups);
 template <class T> void weight_grad(const WeightGradArgs<T>& args, int n_threads);
 
 }  // namespace ds

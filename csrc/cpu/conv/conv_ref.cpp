@@ -28,7 +28,7 @@ template <class T>
 void weight_grad_block_ref(const WeightGradBlock<T>& t) {
   for (int64_t c = 0; c < t.c_in; ++c) {
     for (int64_t o = 0; o < t.c_out; ++o) {
-      T sum = T(0);
+      T sum = t.dw[c * t.ldw + o];
       for (int64_t p = 0; p < t.n_pairs; ++p)
         sum += t.x[t.src[p] * t.ldx + c] * t.dy[t.dst[p] * t.ldy + o];
       t.dw[c * t.ldw + o] = sum;

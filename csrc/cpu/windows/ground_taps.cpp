@@ -1,6 +1,6 @@
 // Deduplication by one flag per (offset, class row): offset-major, so that numbering the flags in
 // memory order sorts the result. Whether a tap reads the ground is a coin toss, so the two passes
-// over the table have no branch on it.
+// over the table have no branch on it: the flag in front of all others stands for "no flag".
 #include <algorithm>
 #include <cstring>
 
@@ -19,47 +19,51 @@ int64_t rows_per_block(const GroundTapsArgs& a) {
 
 void set_relaxed(int32_t* flag) { __atomic_store_n(flag, 1, __ATOMIC_RELAXED); }
 
+// The flag of an entry of an offset whose flags begin at `first`: 0 where it reads no ground row,
+// and where the row does not exist, which clears *good. Masks, because gcc makes a select a branch.
+int64_t flag_of(int32_t entry, int64_t first, int64_t n_class_rows, int64_t* ground, int64_t* good) {
+  const int64_t class_row = INT64_C(-2) - entry;
+  const int64_t known = -static_cast<int64_t>(class_row < n_class_rows);
+  *ground = -static_cast<int64_t>(class_row >= 0);
+  *good &= known;
+  return *ground & known & (first + class_row);
+}
+
 // Marks what the rows need and leaves in start[row + 1] the number of taps of the block up to row.
 // Threads meet in a flag only to write the same 1: relaxed stores, which cost as much as plain
-// ones. Other taps write to a dummy. False where an entry is below -1 - n_class_rows.
+// ones. False where an entry is below -1 - n_class_rows.
 bool mark_rows(const GroundTapsArgs& a, int64_t row_begin, int64_t row_end) {
-  int64_t taps = 0;
-  int32_t dummy = 0;
-  bool good = true;
+  const int64_t n_offsets = a.n_offsets, n_class_rows = a.n_class_rows;
+  int32_t* const flags = a.flags;
+  int64_t taps = 0, good = -1;
   for (int64_t row = row_begin; row < row_end; ++row) {
-    const int32_t* entry = a.table + row * a.n_offsets;
-    int32_t* flags = a.flags;
-    for (int64_t k = 0; k < a.n_offsets; ++k, flags += a.n_class_rows) {
-      const int64_t class_row = INT64_C(-2) - entry[k];
-      const bool ground = class_row >= 0, known = class_row < a.n_class_rows;
-      set_relaxed(ground & known ? flags + class_row : &dummy);
-      good &= known;
-      taps += ground;
+    const int32_t* entry = a.table + row * n_offsets;
+    for (int64_t k = 0, first = 1; k < n_offsets; ++k, first += n_class_rows) {
+      int64_t ground;
+      set_relaxed(flags + flag_of(entry[k], first, n_class_rows, &ground, &good));
+      taps -= ground;
     }
     a.start[row + 1] = taps;
   }
-  return good;
+  return good != 0;
 }
 
 // The numbers of the rows' taps, from start[row] on. False where they do not fit there.
 bool fill_rows(const GroundTapsArgs& a, int64_t row_begin, int64_t row_end, int32_t* u_rows) {
+  const int64_t n_offsets = a.n_offsets, n_class_rows = a.n_class_rows;
   int32_t buffer[kBufferTaps];
   for (int64_t row = row_begin; row < row_end; ++row) {
-    const int32_t* entry = a.table + row * a.n_offsets;
-    const int32_t* flags = a.flags;
-    int64_t at = a.start[row];
-    bool good = true;
-    for (int64_t first = 0; first < a.n_offsets; first += kBufferTaps) {
-      const int64_t last = std::min(a.n_offsets, first + kBufferTaps);
+    const int32_t* entry = a.table + row * n_offsets;
+    int64_t at = a.start[row], first = 1, good = -1;
+    for (int64_t begin = 0; begin < n_offsets; begin += kBufferTaps) {
+      const int64_t end = std::min(n_offsets, begin + kBufferTaps);
       int64_t n = 0;
-      for (int64_t k = first; k < last; ++k, flags += a.n_class_rows) {
-        const int64_t class_row = INT64_C(-2) - entry[k];
-        const bool ground = class_row >= 0, known = class_row < a.n_class_rows;
-        buffer[n] = *(ground & known ? flags + class_row : entry);
-        good &= known;
-        n += ground;
+      for (int64_t k = begin; k < end; ++k, first += n_class_rows) {
+        int64_t ground;
+        buffer[n] = a.flags[flag_of(entry[k], first, n_class_rows, &ground, &good)];
+        n -= ground;
       }
-      if (!good || at + n > a.start[row + 1]) return false;
+      if (good == 0 || at + n > a.start[row + 1]) return false;
       std::memcpy(u_rows + at, buffer, n * sizeof(int32_t));
       at += n;
     }
@@ -83,7 +87,7 @@ bool plan_ground_taps(const GroundTapsArgs& a, int n_threads) {
     before = a.start[end];
   }
   parallel_for(a.n_offsets, n_threads, [&](int64_t k) {
-    const int32_t* flags = a.flags + k * a.n_class_rows;
+    const int32_t* flags = a.flags + 1 + k * a.n_class_rows;
     int64_t needed = 0;
     for (int64_t g = 0; g < a.n_class_rows; ++g) needed += flags[g];
     a.u_offset_start[k + 1] = needed;
@@ -97,7 +101,7 @@ bool fill_ground_taps(const GroundTapsArgs& a, int32_t* u_rows, int32_t* class_r
                       int n_threads) {
   int32_t failed = 0;
   parallel_for(a.n_offsets, n_threads, [&](int64_t k) {
-    int32_t* flags = a.flags + k * a.n_class_rows;
+    int32_t* flags = a.flags + 1 + k * a.n_class_rows;
     int64_t u = a.u_offset_start[k];
     for (int64_t g = 0; g < a.n_class_rows; ++g) {
       if (flags[g] == 0) continue;

@@ -14,7 +14,7 @@ constexpr int64_t kBlockRows = 1024;                     // 8 KiB of positions i
 
 // Calls f(row, position) for the rows >= 0 of chunk c, ascending; f returns false to give up.
 template <class F>
-bool for_present_rows(const RowList& list, int64_t c, const F& f) {
+bool for_present_rows(const RowList& list, int64_t c, F f) {
   const int64_t each = list.n_rows / list.n_chunks, more = list.n_rows % list.n_chunks;
   const int64_t end = each * (c + 1) + std::min(c + 1, more);
   int64_t present[kBlockRows];
@@ -44,8 +44,8 @@ bool plan_inverse(const RowList& list, int64_t* counts, int64_t* start, int n_th
   parallel_for(list.n_chunks, n_threads, [&](int64_t c) {
     int64_t* count = counts + c * list.n_values;
     std::fill(count, count + list.n_values, 0);
-    const bool good = for_present_rows(list, c, [&](int32_t row, int64_t) {
-      if (row >= list.n_values) return false;
+    const bool good = for_present_rows(list, c, [=, n_values = list.n_values](int32_t row, int64_t) {
+      if (row >= n_values) return false;
       ++count[row];
       return true;
     });
@@ -69,8 +69,8 @@ bool fill_inverse(const RowList& list, int64_t* positions, int64_t n_index, int6
   int32_t failed = 0;
   parallel_for(list.n_chunks, n_threads, [&](int64_t c) {
     int64_t* position = positions + c * list.n_values;
-    const bool good = for_present_rows(list, c, [&](int32_t row, int64_t j) {
-      if (row >= list.n_values) return false;
+    const bool good = for_present_rows(list, c, [=, n_values = list.n_values](int32_t row, int64_t j) {
+      if (row >= n_values) return false;
       const int64_t at = position[row]++;
       if (at < 0 || at >= n_index) return false;
       index[at] = j;

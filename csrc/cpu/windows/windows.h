@@ -31,7 +31,7 @@ void window_table(const WindowTableArgs& args, int n_threads);
 struct GroundTapsArgs {
   const int32_t* table;
   int64_t n_out, n_offsets, n_class_rows;
-  int32_t* flags;                // workspace (n_offsets, n_class_rows), zeroed by the caller
+  int32_t* flags;                // workspace (1 + n_offsets * n_class_rows), zeroed by the caller
   int64_t* start;                // (n_out + 1)
   int64_t* u_offset_start;       // (n_offsets + 1)
 };

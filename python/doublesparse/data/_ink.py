@@ -21,10 +21,9 @@ from numpy.typing import ArrayLike, NDArray
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-# A sample is two float64 and a few indices; 2^28 of them are about 10 GB. Ink that asks for more
-# is an error of the caller (a stroke millions of pixels long), and must not end in the memory
-# killer.
-MAX_SAMPLES = 1 << 28
+# A sample is two float64 and a few indices; 2^26 of them are about 4 GB. Ink that asks for more is
+# an error of the caller (a stroke millions of cells long), and must not end in the memory killer.
+MAX_SAMPLES = 1 << 26
 _LARGE = 2.0**1000
 
 

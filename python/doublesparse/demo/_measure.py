@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import statistics
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,14 +15,15 @@ from ..bench import interleave, paired_ratio
 from ..tensor import SparseTensor
 from ._train import Data
 
-if TYPE_CHECKING:
-    from .pen import Settings
+# Rounds of a measurement: as many as fit the time, which the dense network mostly takes.
+_MIN_ROUNDS, _MAX_ROUNDS = 3, 15
+_SECONDS = 6.0
+# A batch as in the paper's training, whatever the demo trains with.
+_N_IMAGES = 100
 
-_ROUNDS = 5
 
-
-def compare(net: nn.Module, data: Data, settings: Settings) -> dict[str, Any]:
-    """Measures on the first batch of test characters.
+def compare(net: nn.Module, data: Data) -> dict[str, Any]:
+    """Measures on a batch of test characters.
 
     The sparse network gets coordinates and features and makes its tensor and its rulebooks in the
     measured time; the dense one gets its finished image, in the faster of torch's two memory
@@ -32,7 +34,7 @@ def compare(net: nn.Module, data: Data, settings: Settings) -> dict[str, Any]:
         largest of the outputs, `dense_rounding`, the dense network's own against float64,
         `largest_logit`; `layers`.
     """
-    n = min(settings.batch_size, len(data.test))
+    n = min(_N_IMAGES, len(data.test))
     images, labels = data.test.batch(range(n))
     layers = layer_sites(net, images)
     dense_image = images.to_dense()
@@ -71,19 +73,20 @@ def _speed(
     contiguous_image = dense_image.contiguous()
     for network in (sparse, contiguous, last):
         network.train(labels is not None)
-    times = interleave(
-        {
-            "sparse": action(sparse, fresh),
-            "contiguous": action(contiguous, lambda: contiguous_image),
-            "channels_last": action(last, lambda: channels_last),
-        },
-        rounds=_ROUNDS,
-    )
-    dense = min(("contiguous", "channels_last"), key=lambda name: sorted(times[name])[_ROUNDS // 2])
+    actions: dict[str, Callable[[], object]] = {
+        "sparse": action(sparse, fresh),
+        "contiguous": action(contiguous, lambda: contiguous_image),
+        "channels_last": action(last, lambda: channels_last),
+    }
+    once = sum(seconds[0] for seconds in interleave(actions, rounds=1).values())
+    rounds = min(max(round(_SECONDS / once), _MIN_ROUNDS), _MAX_ROUNDS)
+    times = interleave(actions, rounds, warmup=0)
+    median = {name: statistics.median(seconds) for name, seconds in times.items()}
+    dense = min("contiguous", "channels_last", key=median.__getitem__)
     n = images.batch_size
     return {
-        "sparse": n / sorted(times["sparse"])[_ROUNDS // 2],
-        "dense": n / sorted(times[dense])[_ROUNDS // 2],
+        "sparse": n / median["sparse"],
+        "dense": n / median[dense],
         "ratio": paired_ratio(times[dense], times["sparse"]),
     }
 

@@ -58,6 +58,7 @@ QUICK: dict[str, Any] = {
     "width": 8,
     "epochs": 2,
     "batch_size": 20,
+    "lr": 1e-2,
     "train_size": 800,
     "test_size": 200,
     "views": 2,
@@ -207,7 +208,7 @@ def run(args: argparse.Namespace) -> int:
     )
     history = _train.train(net, data, settings, args.workers)
     results = _train.test(history.net, data, settings)
-    results |= _measure.compare(history.net, data, settings)
+    results |= _measure.compare(history.net, data)
     results |= {
         "title": title,
         "settings": asdict(settings),

@@ -92,11 +92,11 @@ class SparseConv3d(_Convolve, nn.Conv3d):
     _convolve = staticmethod(functional.conv3d)
 
 
-def _four(name: str, value: Any) -> tuple[int, int, int, int]:
+def _four(name: str, value: Any) -> tuple[int, ...]:
     values = tuple(value) if isinstance(value, (tuple, list)) else (value,) * 4
     if len(values) != 4 or any(isinstance(v, bool) or not isinstance(v, int) for v in values):
         raise ValueError(f"Conv4d: {name} must be an int or four ints, got {value!r}; correct it")
-    return values  # type: ignore[return-value]
+    return values
 
 
 class SparseConv4d(ConvBase):
@@ -136,13 +136,13 @@ class SparseConv4d(ConvBase):
             out_channels,
             _four("kernel_size", kernel_size),
             _four("stride", stride),
-            padding if isinstance(padding, str) else _four("padding", padding),  # type: ignore[arg-type]
+            padding if isinstance(padding, str) else _four("padding", padding),
             _four("dilation", dilation),
             False,
             (0,) * 4,
             groups,
             bias,
-            padding_mode,
+            "zeros",
             device,
             dtype,
         )

@@ -163,7 +163,7 @@ def convert(model: M, submanifold: bool = False) -> M:
         if twin is None:
             continue
         if twin in _SUBMANIFOLD.values():
-            module.padding = tuple(  # "same" becomes numbers
+            module.padding = tuple(  # type: ignore[assignment]  # "same" becomes numbers
                 d * (k - 1) // 2
                 for k, d in zip(module.kernel_size, module.dilation, strict=True)  # type: ignore[arg-type]
             )

@@ -67,7 +67,7 @@ class SparseBatchNorm(BatchNormBase):
     def forward(self, input: SparseTensor | Tensor) -> Any:
         """Normalize."""
         if self.process_group is None or not self.training:
-            return super().forward(input)
+            return super().forward(input)  # type: ignore[arg-type]  # dispatch takes both
         if not isinstance(input, SparseTensor):
             raise NotImplementedError(
                 "SparseBatchNorm: input must be a SparseTensor where process_group is given, got a "
