@@ -24,7 +24,7 @@ def main() -> None:
     for case in cases.OP_CASES:
         report[case.name] = None
         try:
-            for dtype in (torch.float32, torch.float64):
+            for dtype in case.dtypes:
                 for integers in (True, False):
                     rng = np.random.default_rng(7)
                     for sample in case.samples(rng, dtype, integers):

@@ -70,7 +70,7 @@ def nm(*args: str) -> list[str]:
     if tool is None:
         pytest.skip("nm is not installed")
     return subprocess.run(
-        [tool, *args], capture_output=True, text=True, check=True
+        [tool, *args], capture_output=True, text=True, timeout=120, check=True
     ).stdout.splitlines()
 
 
@@ -111,7 +111,7 @@ def test_one_openmp_runtime():
 def test_info_never_raises():
     for args in ([], ["--json"]):
         command = [sys.executable, "-m", "doublesparse", "info", *args]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     for key in ("version", "build", "isa", "amx", "cuda", "openmp", "threads", "operators"):
@@ -131,7 +131,7 @@ def test_info_never_raises():
 def test_info_never_raises_where_something_is_broken(sabotage):
     """The report is most wanted where something is broken."""
     code = f"import sys; from doublesparse import info; {sabotage}; info.main(['--json'])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     json.loads(done.stdout)
 
@@ -143,7 +143,9 @@ def test_import_costs_no_optional_dependency():
         "bad = {'matplotlib', 'rich', 'tqdm', 'scipy', 'sklearn', 'pytest'} & set(sys.modules); "
         "bad -= {'tqdm'} if 'torch' in sys.modules else set(); print(sorted(bad))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
+    )
     assert done.stdout.strip() == "[]"
 
 

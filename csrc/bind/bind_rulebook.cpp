@@ -1,6 +1,7 @@
 #include <pybind11/stl.h>
 
 #include "bind/bindings.h"
+#include "bind/pairs.h"
 #include "bind/tensor_arg.h"
 #include "cpu/rulebook/rulebook.h"
 
@@ -94,15 +95,25 @@ class Plan {
     return n_pairs_ = plan_.offset_start[p.window.n_offsets()];
   }
 
-  void fill(const Arg& query_rows, const Arg& target_rows, int n_threads) {
+  // src = query rows, dst = target rows.
+  Pairs fill(py::object query_rows, py::object target_rows, int n_threads) {
     if (n_pairs_ < 0) throw std::runtime_error("build_pairs: count() comes before fill()");
-    check_.tensor("query_rows", query_rows.view, DType::kInt32, {n_pairs_});
-    check_.tensor("target_rows", target_rows.view, DType::kInt32, {n_pairs_});
-    check_.disjoint("query_rows", query_rows.view, "target_rows", target_rows.view);
-    check_.disjoint("query_rows", query_rows.view, "workspace", work_);
-    check_.disjoint("target_rows", target_rows.view, "workspace", work_);
-    const py::gil_scoped_release release;
-    fill_pairs(plan_, query_rows.view.as<int32_t>(), target_rows.view.as<int32_t>(), n_threads);
+    TensorView q, t;
+    view_of(query_rows, &q);
+    view_of(target_rows, &t);
+    check_.tensor("query_rows", q, DType::kInt32, {n_pairs_});
+    check_.tensor("target_rows", t, DType::kInt32, {n_pairs_});
+    check_.disjoint("query_rows", q, "target_rows", t);
+    check_.disjoint("query_rows", q, "workspace", work_);
+    check_.disjoint("target_rows", t, "workspace", work_);
+    {
+      const py::gil_scoped_release release;
+      fill_pairs(plan_, q.as<int32_t>(), t.as<int32_t>(), n_threads);
+    }
+    const PairProblem& p = plan_.problem;
+    return {std::move(query_rows), std::move(target_rows), offset_start_,
+            {q.as<int32_t>(), t.as<int32_t>(), plan_.offset_start, p.window.n_offsets()},
+            p.query.n_sites, p.target.n_sites};
   }
 
  private:

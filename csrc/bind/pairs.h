@@ -29,6 +29,12 @@ class Pairs {
     dst_bound_ = ascending_bound("dst_rows", list_.dst);
   }
 
+  // Of a plan's own making: ascending by construction, so there is nothing to check.
+  Pairs(pybind11::object src, pybind11::object dst, pybind11::object start, const PairList& list, int64_t n_src,
+        int64_t n_dst)
+      : src_(std::move(src)), dst_(std::move(dst)), start_(std::move(start)), list_(list), src_bound_(n_src),
+        dst_bound_(n_dst) {}
+
   Pairs reversed() const {
     Pairs swapped = *this;
     std::swap(swapped.src_, swapped.dst_);

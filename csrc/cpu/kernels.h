@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "core/cpu_features.h"
+#include "cpu/conv/depthwise.h"
 #include "cpu/pool/pool.h"
 #include "cpu/rows/rows.h"
 
@@ -52,6 +53,9 @@ struct KernelSet {
   int panel_width;               // columns of a packed weight panel
   void (*gemm_tile)(const GemmTile<T>&);
   void (*weight_grad_block)(const WeightGradBlock<T>&);
+  // c_in == c_out == the channels, w (n_offsets, channels)
+  void (*depthwise_tile)(const GemmTile<T>&);
+  void (*depthwise_grad_chunk)(const DepthwiseGradChunk<T>&);
   // rows [row_begin, row_end) of the table
   void (*window_max)(const WindowArgs<T>&, int64_t row_begin, int64_t row_end);
   void (*window_sum)(const WindowArgs<T>&, int64_t row_begin, int64_t row_end);

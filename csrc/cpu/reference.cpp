@@ -8,6 +8,8 @@ constexpr KernelSet<T> reference_set() {
   return {1,
           gemm_tile_ref<T>,
           weight_grad_block_ref<T>,
+          depthwise_tile_ref<T>,
+          depthwise_grad_chunk_ref<T>,
           window_max_ref<T>,
           window_sum_ref<T>,
           window_max_grad_ref<T>,

@@ -13,77 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from . import _cache, ops
 from ._classes import merge
 from ._elementwise import Function, apply, channel_dim, refuse, with_values
 from ._ground import GroundState
-from .sites import Sites
+from ._union import Rows, place, spread_rows, union
 from .tensor import SparseTensor
-
-Rows = Tensor | None  # int64: where rows go in the union; None: they stay where they are
-
-
-# ------------------------------------------------------------------ sites
-def union(a: Sites, b: Sites) -> tuple[Sites, Rows, Rows]:
-    """Sites of either operand, and where the rows of each lie among them; remembered by `a`.
-
-    One merge of two sorted lists of keys. The result is `a` or `b` itself where that holds the
-    other, so rulebooks stay in use.
-    """
-    if a.same_as(b):
-        return a, None, None
-    if a.is_full or b.is_full:
-        return (a, None, b.keys) if a.is_full else (b, a.keys, None)
-    key = ("union", b.uid)
-    found = _cache.get(a, key)
-    if found is None:
-        found = _merge_keys(a, b)
-        n_bytes = sum(8 * len(rows) for rows in found[1:] if rows is not None)
-        n_bytes += 0 if found[0] is a or found[0] is b else 20 * found[0].n_sites
-        # no cycle: what `a` remembers must not keep `a` alive
-        _cache.put(a, key, (None if found[0] is a else found[0], *found[1:]), n_bytes)
-    sites = a if found[0] is None else found[0]
-    return sites, found[1], found[2]
-
-
-def _merge_keys(a: Sites, b: Sites) -> tuple[Sites, Rows, Rows]:
-    n_a, n_b = a.n_sites, b.n_sites
-    if n_a == 0 or n_b == 0:
-        none = torch.empty(0, dtype=torch.int64)
-        return (a, None, none) if n_b == 0 else (b, none, None)
-    at = torch.searchsorted(a.keys, b.keys)
-    new = a.keys[at.clamp(max=n_a - 1)] != b.keys
-    before = at[new]
-    n = n_a + len(before)
-    if n == n_a:
-        return a, None, at
-    # row i of a moves back by the keys of b alone that lie before it
-    rows_a = torch.arange(n_a) + torch.bincount(before, minlength=n_a + 1)[:n_a].cumsum(0)
-    if n == n_b:
-        return b, rows_a, None
-    keys = torch.empty(n, dtype=torch.int64)
-    keys[rows_a] = a.keys
-    rows_new = before + torch.arange(len(before))
-    keys[rows_new] = b.keys[new]
-    rows_b = rows_a[at.clamp(max=n_a - 1)]
-    rows_b[new] = rows_new
-    coords = ops.coords_of_keys(keys, a.spatial_shape)
-    sites = Sites(coords, a.spatial_shape, a.batch_size, a.device)
-    sites._keys = keys
-    return sites, rows_a, rows_b
-
-
-def _lift(x: SparseTensor, sites: Sites, rows: Rows) -> Tensor:
-    """Features of x at more sites: its ground state where it has none."""
-    if rows is None:
-        return x.features
-    if x.ground is None or x.ground.is_zero:
-        base = x.features.new_zeros(sites.n_sites, x.features.shape[1])
-    else:
-        base = x.ground.at(sites)
-    return base.index_copy(0, rows, x.features)
 
 
 # ------------------------------------------------------------------ classes
@@ -126,6 +61,7 @@ def zip_with(
     tensors: Sequence[SparseTensor],
     operation: str,
     keeps_zero: bool = False,
+    kind: str = "",
 ) -> SparseTensor:
     """Apply f to several sparse tensors: f maps tensors (..., C_i) to one (..., C').
 
@@ -134,6 +70,7 @@ def zip_with(
         tensors: with the same batch size and grid.
         operation: for messages.
         keeps_zero: f(0, ..., 0) == 0.
+        kind: "cat", "add" or "sub" where f is that, which then takes one pass.
 
     Raises:
         ValueError: other grids, or a mix of ground=None and ground states.
@@ -147,7 +84,15 @@ def zip_with(
         if moved is not None:
             rows = [moved if r is None else moved[r] for r in rows]
         rows.append(more)
-    features = f(*(_lift(x, sites, r) for x, r in zip(tensors, rows, strict=True))).contiguous()
+    if all(r is None for r in rows):
+        features = f(*(x.features for x in tensors)).contiguous()
+    elif kind:
+        features = place(tensors, rows, sites, kind)
+    else:
+        pairs = zip(tensors, rows, strict=True)
+        features = f(
+            *(x.features if r is None else place([x], [r], sites, "cat") for x, r in pairs)
+        )
     if any(x.ground is None for x in tensors):
         return SparseTensor._of(features, sites, None)
     grounds = [x.ground for x in tensors if x.ground is not None]
@@ -225,6 +170,9 @@ def binary(f: Function, name: str, rule: Rule) -> Function:
     return handler
 
 
+_KINDS: dict[Function, str] = {torch.add: "add", torch.sub: "sub", torch.subtract: "sub"}
+
+
 def _pair(f: Function, a: SparseTensor, b: SparseTensor, name: str, rule: Rule) -> SparseTensor:
     c_a, c_b = a.features.shape[1], b.features.shape[1]
     if c_a != c_b and 1 not in (c_a, c_b):
@@ -232,7 +180,8 @@ def _pair(f: Function, a: SparseTensor, b: SparseTensor, name: str, rule: Rule) 
             f"{name}: operands must have the same channels (or 1), got {c_a} and {c_b}; "
             "project one of them"
         )
-    return zip_with(f, (a, b), name, rule.pair)
+    kind = _KINDS.get(f, "") if c_a == c_b else ""
+    return zip_with(f, (a, b), name, rule.pair, kind)
 
 
 def _with_rows(
@@ -248,37 +197,6 @@ def _with_rows(
     shape = (rows.shape[0], *[1] * len(ground.axes), rows.shape[1])
     values = g(ground.values, rows.view(shape))
     return SparseTensor._of(features, x.sites, GroundState._of(values, ground.axes))
-
-
-class _SpreadRows(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, start: Tensor, n: int) -> Tensor:
-        ctx.start = start
-        return _spread_rows(rows, start, n)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
-        return ops.segment_sum(dy.contiguous(), None, ctx.start), None, None
-
-
-def _spread_rows(rows: Tensor, start: Tensor, n: int) -> Tensor:
-    if rows.shape[0] == 1:
-        return rows.expand(n, -1)
-    return torch.repeat_interleave(rows, start[1:] - start[:-1], dim=0, output_size=n)
-
-
-def spread_rows(rows: Tensor, start: Tensor, n: int) -> Tensor:
-    """Row s of `rows` (S, C) at start[s] .. start[s + 1] of the result (n, C); one row goes to all.
-
-    Its gradient is summed in a fixed order.
-    """
-    if rows.shape[0] == 1:
-        start = torch.tensor([0, n])
-    wanted = torch.is_grad_enabled() and rows.requires_grad
-    if wanted and rows.dtype in (torch.float32, torch.float64):
-        return _SpreadRows.apply(rows, start, n)
-    return _spread_rows(rows, start, n)
 
 
 def _as_rows(x: SparseTensor, other: Tensor, name: str) -> Tensor:
@@ -312,7 +230,7 @@ def cat(tensors: Sequence[Any], dim: int = 0, *, axis: int | None = None, out: A
     if dim in (0, -tensors[0].ndim):
         refuse("cat", "of SparseTensors joins channels, dim=1", "for samples use ds.collate")
     channel_dim(tensors[0], dim, "cat")
-    return zip_with(lambda *t: torch.cat(t, -1), tuple(tensors), "cat", keeps_zero=True)
+    return zip_with(lambda *t: torch.cat(t, -1), tuple(tensors), "cat", True, "cat")
 
 
 def hstack(tensors: Sequence[Any], *, out: Any = None) -> Any:

@@ -43,6 +43,12 @@ def conv1d(
 
     Returns:
         a tensor whose active sites are those that read an active site.
+
+    Example:
+        >>> import torch, doublesparse as ds
+        >>> x = ds.SparseTensor(torch.ones(1, 1), torch.tensor([[0, 4]]), (9,))
+        >>> ds.functional.conv1d(x, torch.tensor([[[1.0, 2.0, 3.0]]]), padding=1).to_dense()
+        tensor([[[0., 0., 0., 3., 2., 1., 0., 0., 0.]]])
     """
     if isinstance(x, Tensor):
         return F.conv1d(x, weight, bias, stride, padding, dilation, groups)
@@ -113,6 +119,12 @@ def conv_transpose1d(
         output_padding: positions added at the right end.
         groups: divides both channel counts.
         dilation: distance of neighbouring taps.
+
+    Example:
+        >>> import torch, doublesparse as ds
+        >>> x = ds.SparseTensor(torch.ones(1, 1), torch.tensor([[0, 4]]), (9,))
+        >>> ds.functional.conv_transpose1d(x, torch.ones(1, 1, 2), stride=2).coords[:, 1]
+        tensor([8, 9], dtype=torch.int32)
     """
     args = (weight, bias, stride, padding, output_padding, groups, dilation)
     if isinstance(x, Tensor):
@@ -179,6 +191,12 @@ def submanifold_conv1d(
 
     Raises:
         ValueError: an even kernel, or a non-zero ground without ground="drop".
+
+    Example:
+        >>> import torch, doublesparse as ds
+        >>> x = ds.SparseTensor(torch.ones(1, 1), torch.tensor([[0, 4]]), (9,))
+        >>> ds.functional.submanifold_conv1d(x, torch.ones(1, 1, 3)).coords[:, 1]
+        tensor([4], dtype=torch.int32)
     """
     if isinstance(x, Tensor):
         return F.conv1d(x, weight, bias, 1, "same", dilation, groups)
@@ -260,6 +278,17 @@ def inverse_conv1d(
 
     Returns:
         a tensor at like's sites, with ground=None.
+
+    Raises:
+        ValueError: x is not on the grid that the convolution makes of like's, or a non-zero ground
+            without ground="drop".
+
+    Example:
+        >>> import torch, doublesparse as ds
+        >>> x = ds.SparseTensor(torch.ones(1, 1), torch.tensor([[0, 4]]), (9,))
+        >>> y = ds.functional.conv1d(x, torch.ones(1, 1, 2), stride=2)
+        >>> ds.functional.inverse_conv1d(y, torch.ones(1, 1, 2), like=x, stride=2).coords[:, 1]
+        tensor([4], dtype=torch.int32)
     """
     geometry = (stride, padding, dilation, groups, ground)
     return inverse_convolution("inverse_conv1d", 1, x, weight, bias, like, *geometry)

@@ -8,7 +8,6 @@ from typing import Any, TypeVar, cast
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import _global_pool
 from ._adaptive_pool import adaptive_avg_pool
 from ._pooling import avg_pool, max_pool
 from ._precision import widened
@@ -17,9 +16,6 @@ from .tensor import SparseTensor
 X = TypeVar("X", SparseTensor, Tensor)
 Ints = int | Sequence[int]
 Sizes = int | None | Sequence[int | None]
-
-global_avg_pool = widened(_global_pool.global_avg_pool)
-global_max_pool = widened(_global_pool.global_max_pool)
 
 
 @widened
@@ -48,6 +44,13 @@ def max_pool1d(
 
     Raises:
         ValueError: too much padding, or a window larger than the padded grid.
+        NotImplementedError: return_indices on a SparseTensor.
+
+    Example:
+        >>> import torch, doublesparse as ds
+        >>> x = ds.SparseTensor(-torch.ones(1, 1), torch.tensor([[0, 4]]), (9,))
+        >>> ds.functional.max_pool1d(x, 3).to_dense()  # the ground, 0, is larger than -1
+        tensor([[[0., 0., 0.]]])
     """
     args: Any = (kernel_size, stride, padding, dilation, ceil_mode, return_indices)
     if isinstance(x, Tensor):
@@ -111,6 +114,12 @@ def avg_pool1d(
         ceil_mode: also windows that overhang the right end.
         count_include_pad: whether the divisor counts padding.
         divisor_override: a divisor of its own.
+
+    Example:
+        >>> import torch, doublesparse as ds
+        >>> x = ds.SparseTensor(torch.ones(1, 1), torch.tensor([[0, 4]]), (9,))
+        >>> ds.functional.avg_pool1d(x, 2).to_dense()
+        tensor([[[0.0000, 0.0000, 0.5000, 0.0000]]])
     """
     args: Any = (kernel_size, stride, padding, ceil_mode, count_include_pad)
     if isinstance(x, Tensor):
@@ -170,6 +179,12 @@ def adaptive_avg_pool1d(x: SparseTensor | Tensor, output_size: Sizes) -> SparseT
 
     Returns:
         a SparseTensor; where the size is 1 in all axes a dense Tensor (B, C, 1, ...).
+
+    Example:
+        >>> import torch, doublesparse as ds
+        >>> x = ds.SparseTensor(torch.ones(1, 1), torch.tensor([[0, 4]]), (9,))
+        >>> ds.functional.adaptive_avg_pool1d(x, 1)
+        tensor([[[0.1111]]])
     """
     if isinstance(x, Tensor):
         return F.adaptive_avg_pool1d(x, cast(Any, output_size))

@@ -74,6 +74,12 @@ def global_avg_pool(x: SparseTensor | Tensor) -> Tensor:
 
     Args:
         x: a SparseTensor, or a dense tensor (B, C, *spatial).
+
+    Example:
+        >>> import torch, doublesparse as ds
+        >>> x = ds.SparseTensor(torch.ones(1, 1), torch.tensor([[0, 4]]), (9,))
+        >>> ds.functional.global_avg_pool(x)
+        tensor([[0.1111]])
     """
     if isinstance(x, Tensor):
         return x.flatten(2).mean(2)
@@ -102,6 +108,12 @@ def global_max_pool(x: SparseTensor | Tensor) -> Tensor:
 
     Args:
         x: a SparseTensor, or a dense tensor (B, C, *spatial).
+
+    Example:
+        >>> import torch, doublesparse as ds
+        >>> x = ds.SparseTensor(torch.ones(1, 1), torch.tensor([[0, 4]]), (9,))
+        >>> ds.functional.global_max_pool(x)
+        tensor([[1.]])
     """
     if isinstance(x, Tensor):
         return x.flatten(2).max(2).values

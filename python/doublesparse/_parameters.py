@@ -49,6 +49,29 @@ def check_axes(operation: str, x: Any, n_axes: int) -> None:
         )
 
 
+def _check_tensor(operation: str, x: SparseTensor, name: str, tensor: Any) -> None:
+    """A parameter must be a tensor with data, of the features' device and dtype."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(
+            f"{operation}: {name} must be a Tensor, got {type(tensor).__name__}; "
+            "pass a torch.Tensor"
+        )
+    if tensor.is_meta:
+        raise NotImplementedError(
+            f"{operation}: {name} must hold data, got a meta tensor; use a CPU tensor"
+        )
+    if tensor.device != x.features.device:
+        raise RuntimeError(
+            f"{operation}: {name} must be on {x.features.device} like the features, "
+            f"got {tensor.device}; move one of them"
+        )
+    if tensor.dtype != x.features.dtype:
+        raise TypeError(
+            f"{operation}: {name} must be {x.features.dtype} like the features, got "
+            f"{tensor.dtype}; use x.to({tensor.dtype}) or convert the parameter"
+        )
+
+
 def check_parameters(
     operation: str,
     x: SparseTensor,
@@ -59,27 +82,9 @@ def check_parameters(
 ) -> None:
     """Say what is wrong with x, weight, bias and groups; called once something is."""
     n_axes, c_in = len(x.sites.spatial_shape), x.features.shape[1]
-    for name, t in (("weight", weight), ("bias", bias)):
-        if t is None and name == "bias":
-            continue
-        if not isinstance(t, Tensor):
-            raise TypeError(
-                f"{operation}: {name} must be a Tensor, got {type(t).__name__}; pass a torch.Tensor"
-            )
-        if t.is_meta:
-            raise NotImplementedError(
-                f"{operation}: {name} must hold data, got a meta tensor; use a CPU tensor"
-            )
-        if t.device != x.features.device:
-            raise RuntimeError(
-                f"{operation}: {name} must be on {x.features.device} like the features, "
-                f"got {t.device}; move one of them"
-            )
-        if t.dtype != x.features.dtype:
-            raise TypeError(
-                f"{operation}: {name} must be {x.features.dtype} like the features, got {t.dtype}; "
-                f"use x.to({t.dtype}) or convert the parameter"
-            )
+    _check_tensor(operation, x, "weight", weight)
+    if bias is not None:
+        _check_tensor(operation, x, "bias", bias)
     if weight.dim() != 2 + n_axes:
         layout = (
             "(c_in, c_out / groups, *kernel)" if transposed else "(c_out, c_in / groups, *kernel)"

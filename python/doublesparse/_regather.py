@@ -138,7 +138,11 @@ def regather(x: SparseTensor, taps: Sequence[Array], fill: float = 0.0) -> Spars
         taps: per axis int (n_out, 1), an input position or PAD.
         fill: what PAD positions hold.
     """
-    windows = table_windows(x, taps)
+    return copy_windows(x, table_windows(x, taps), fill)
+
+
+def copy_windows(x: SparseTensor, windows: TableWindows, fill: float = 0.0) -> SparseTensor:
+    """`regather` with windows of one tap that were made, for these sites and classes, before."""
     features = gather_rows(x.features, windows.table.rows[:, 0].contiguous())
     ground = x.ground
     if ground is None:

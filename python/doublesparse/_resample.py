@@ -6,20 +6,23 @@ rounds in float32) holds by construction.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import _cache, _crossover
 from ._adaptive_pool import output_sizes
 from ._autograd_windows import window_max
 from ._classes import PAD, Array
 from ._elementwise import refuse
 from ._global_pool import global_max_pool
 from ._ground import GroundState
-from ._regather import adaptive_taps, regather, table_windows
+from ._regather import adaptive_taps, copy_windows, table_windows
+from .sites import check_shape
 from .tensor import SparseTensor
 
 _EXACT_FLOAT32 = 1 << 24  # positions below this are exact in float32
@@ -36,13 +39,58 @@ def _column(moved: Tensor) -> Array:
     return moved.reshape(-1, 1).long().numpy()
 
 
+def _runs_dense(x: SparseTensor) -> bool:
+    return x.sites.is_full and _crossover.get_crossover() is not None
+
+
+def _check_extents(x: SparseTensor, out_shape: tuple[int, ...], operation: str) -> None:
+    """Cells are numbered by int64, also on the way, when some axes are moved and others not."""
+    shape = x.sites.spatial_shape
+    for a in range(len(shape)):
+        between = check_shape((*out_shape[: a + 1], *shape[a + 1 :]), operation)
+        if x.sites.batch_size * math.prod(between) >= 2**63:
+            raise ValueError(
+                f"{operation}: batch_size times the extents must be below 2^63, got "
+                f"{(x.sites.batch_size, *between)}; use a smaller grid"
+            )
+
+
+def _moved(
+    x: SparseTensor,
+    what: tuple[Hashable, ...],
+    make_taps: Callable[[], list[Array]],
+    fill: float = 0.0,
+) -> SparseTensor:
+    """Every output position copies one input position or is `fill`; the windows are remembered.
+
+    Args:
+        x: the input.
+        what: names the operation with all its arguments, but for the fill.
+        make_taps: the table of each axis, int (n_out, 1).
+        fill: what padding holds.
+    """
+    ground = x.ground
+    kind = None
+    if ground is not None:
+        kind = ground.axes, ground.is_zero, 1 if ground.is_zero else ground.values.shape[0]
+    key = ("moved", what, kind)
+    windows = _cache.get(x.sites, key)
+    if windows is None:
+        taps = make_taps()
+        _check_extents(x, tuple(len(t) for t in taps), str(what[0]))
+        windows = table_windows(x, taps)
+        held = 2 * windows.table.n_bytes + 24 * windows.sites.n_sites
+        windows = _cache.put(x.sites, key, windows, held)
+    return copy_windows(x, windows, fill)
+
+
 # ------------------------------------------------------------------ interpolate
-def _of_axis(operation: str, name: str, value: Any, a: int, n_axes: int) -> Any:
+def _of_axis(name: str, value: Any, a: int, n_axes: int) -> Any:
     if not isinstance(value, (tuple, list, torch.Size)):
         return value
     if len(value) != n_axes:
         raise ValueError(
-            f"{operation}: {name} must be one number or one per spatial axis, {n_axes}, got "
+            f"interpolate: {name} must be one number or one per spatial axis, {n_axes}, got "
             f"{tuple(value)}; match the input"
         )
     return value[a]
@@ -75,24 +123,30 @@ def interpolate(
         "align_corners": align_corners,
         "recompute_scale_factor": recompute_scale_factor,
     }
-    if input.sites.is_full and n_axes <= 3:
+    if _runs_dense(input) and n_axes <= 3:
         dense = F.interpolate(
             input._dense_view(), size, scale_factor, antialias=antialias, **kwargs
         )
         return SparseTensor._from_full(dense, keep_none=input.ground is None)
+    sizes, scales = (
+        [_of_axis(name, value, a, n_axes) for a in range(n_axes)]
+        for name, value in (("size", size), ("scale_factor", scale_factor))
+    )
     # torch's index rule differs between ranks, so the image has the rank of the input (at most 3)
-    rank = min(n_axes, 3)
-    taps = []
-    for a, extent in enumerate(shape):
-        of = [
-            _of_axis("interpolate", n, v, a, n_axes)
-            for n, v in (("size", size), ("scale_factor", scale_factor))
-        ]
-        sizes = of[0] if of[0] is None else [of[0], *[1] * (rank - 1)]
-        scales = of[1] if of[1] is None else [float(of[1]), *[1.0] * (rank - 1)]
-        moved = F.interpolate(_positions(extent, rank, input.dtype), sizes, scales, **kwargs)
-        taps.append(_column(moved))
-    return regather(input, taps)
+    rest = min(n_axes, 3) - 1
+
+    def make_taps() -> list[Array]:
+        taps = []
+        for extent, n, scale in zip(shape, sizes, scales, strict=True):
+            at = _positions(extent, 1 + rest, input.dtype)
+            to = None if n is None else [n, *[1] * rest]
+            by = None if scale is None else [float(scale), *[1.0] * rest]
+            taps.append(_column(F.interpolate(at, to, by, **kwargs)))
+        return taps
+
+    double = input.dtype == torch.float64  # the rule depends on the precision too
+    what = ("interpolate", *sizes, *scales, *kwargs.values(), double)
+    return _moved(input, what, make_taps)
 
 
 # ------------------------------------------------------------------ pad
@@ -114,20 +168,23 @@ def pad(
     if any(pad[2 * n_axes :]):
         refuse("pad", "of a SparseTensor runs over space, not over channels or batch")
     pad = (pad + [0] * 2 * n_axes)[: 2 * n_axes]
-    pairs = [(pad[2 * i], pad[2 * i + 1]) for i in reversed(range(n_axes))]
+    sides = [(pad[2 * i], pad[2 * i + 1]) for i in reversed(range(n_axes))]
     value = 0.0 if value is None else value
     exists = input.ground is not None or mode != "constant" or max(pad) <= 0
-    if input.sites.is_full and exists and (n_axes <= 3 or mode == "constant"):
+    if _runs_dense(input) and exists and (n_axes <= 3 or mode == "constant"):
         # torch takes the padding of all spatial axes at once only in the modes other than constant
         dense = F.pad(input._dense_view(), pad, mode, value if mode == "constant" else None)
         return SparseTensor._from_full(dense, keep_none=input.ground is None)
-    taps = [_padded_axis(*axis, mode) for axis in zip(shape, pairs, strict=True)]
-    if any(len(t) < 1 for t in taps):
+    if any(n + low + high < 1 for n, (low, high) in zip(shape, sides, strict=True)):
         raise ValueError(
             f"pad: padding must leave at least one position per axis, got {pad} for {shape}; "
             "crop less"
         )
-    return regather(input, taps, value)
+
+    def make_taps() -> list[Array]:
+        return [_padded_axis(*axis, mode) for axis in zip(shape, sides, strict=True)]
+
+    return _moved(input, ("pad", *pad, mode), make_taps, value)
 
 
 def _padded_axis(extent: int, sides: tuple[int, int], mode: str) -> Array:

@@ -54,19 +54,19 @@ def _build(sites: Sites, steps: Steps) -> Entry:
         rows = torch.arange(sites.n_sites, dtype=torch.int32)
         return Entry(ops.Pairs(rows, rows, torch.tensor([0, sites.n_sites])), None)
     if steps.kind == "submanifold":
-        dst, src, start = ops.build_pairs(coords, coords, steps.in_shape, *geometry, symmetric=True)
-        return Entry(ops.Pairs(src, dst, start), None)
+        pairs = ops.build_pairs(coords, coords, steps.in_shape, *geometry, symmetric=True)
+        return Entry(pairs.reversed(), None)
     transposed = steps.kind == "transposed"
     out = ops.output_coords(coords, steps.in_shape, steps.out_shape, *geometry, transposed)
     if transposed:
-        src, dst, start = ops.build_pairs(coords, out, steps.out_shape, *geometry)
+        pairs = ops.build_pairs(coords, out, steps.out_shape, *geometry)
     else:
-        dst, src, start = ops.build_pairs(out, coords, steps.in_shape, *geometry)
+        pairs = ops.build_pairs(out, coords, steps.in_shape, *geometry).reversed()
     same = steps.out_shape == steps.in_shape and len(out) == len(coords)
     if same and torch.equal(out, coords):
-        return Entry(ops.Pairs(src, dst, start), None)
+        return Entry(pairs, None)
     out_sites = Sites(out, steps.out_shape, sites.batch_size, sites.device)
-    return Entry(ops.Pairs(src, dst, start), out_sites)
+    return Entry(pairs, out_sites)
 
 
 def find_inverse(sites: Sites, like: Sites, steps: Steps) -> ops.Pairs:
@@ -77,7 +77,7 @@ def find_inverse(sites: Sites, like: Sites, steps: Steps) -> ops.Pairs:
     key = ("inverse", steps, like.uid)
     entry = _cache.get(sites, key)
     if entry is None:
-        src, dst, start = ops.build_pairs(
+        pairs = ops.build_pairs(
             sites.coords,
             like.coords,
             like.spatial_shape,
@@ -86,7 +86,7 @@ def find_inverse(sites: Sites, like: Sites, steps: Steps) -> ops.Pairs:
             steps.left,
             steps.dilation,
         )
-        entry = Entry(ops.Pairs(src, dst, start), None)
+        entry = Entry(pairs, None)
         entry = _cache.put(sites, key, entry, entry.n_bytes)
     return entry.pairs
 

@@ -57,3 +57,22 @@ def function_name(func: Callable[..., Any]) -> str:
         full = torch.overrides.resolve_name(func)
     parts = (full or getattr(func, "__name__", None) or repr(func)).split(".")
     return parts[-2] if parts[-1] in ("__get__", "__set__", "__delete__") else parts[-1]
+
+
+def keep_eager(*functions: Any) -> None:
+    """Tell torch.compile not to trace these functions, nor what they call: a graph break each.
+
+    What `torch.compiler.disable` does, without importing the compiler (seconds) and without a
+    wrapper (a microsecond per call). Where torch lacks the hooks the functions are left as they are.
+    """
+    try:
+        from torch._C._dynamo import eval_frame
+
+        skip = eval_frame._FrameAction.SKIP
+        strategy = eval_frame._FrameExecStrategy(skip, skip)
+        mark = eval_frame.set_code_exec_strategy
+    except (ImportError, AttributeError):
+        return
+    for function in functions:
+        function._torchdynamo_disable = True  # not inlined into a traced caller
+        mark(function.__code__, strategy)  # not traced where it is called from the interpreter

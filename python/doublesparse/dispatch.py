@@ -7,6 +7,7 @@ with a NotImplementedError that names it and `.to_dense()`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor
 from . import _arithmetic, _dropout, _elementwise, _normalization, _reduce, _resample, functional
 from ._elementwise import in_place, refuse
 from ._precision import widened
+from ._torch_compat import keep_eager
 from .tensor import HANDLERS, SparseTensor
 
 Function = Callable[..., Any]
@@ -307,7 +309,20 @@ def _methods() -> None:
     _register([torch.detach], SparseTensor.detach)
 
 
+# ------------------------------------------------------------------ torch.compile
+_TRACEABLE = ("dim", "size", "__bool__", "__hash__", "__len__")
+
+
+def _keep_eager() -> None:
+    """Sites and rulebooks depend on data: a sparse operation is a graph break, as a whole."""
+    methods = [getattr(f, "__func__", f) for f in SparseTensor.__dict__.values()]
+    public = [getattr(functional, name) for name in functional.__all__]
+    ours = [f for f in (*methods, *public) if isinstance(f, FunctionType)]
+    keep_eager(*(f for f in ours if f.__name__ not in _TRACEABLE))
+
+
 _elementwise_functions()
 _binary_functions()
 _layers()
 _methods()
+_keep_eager()

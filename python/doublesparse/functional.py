@@ -30,12 +30,11 @@ from ._functional_pool import (
     avg_pool1d,
     avg_pool2d,
     avg_pool3d,
-    global_avg_pool,
-    global_max_pool,
     max_pool1d,
     max_pool2d,
     max_pool3d,
 )
+from ._global_pool import global_avg_pool, global_max_pool
 from ._normalization import batch_norm
 
 __all__ = [

@@ -55,7 +55,7 @@ def build_pairs(
     padding: Ints,
     dilation: Ints,
     symmetric: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Pairs:
     """All (query row, target row) with target position = query * stride - padding + tap * dilation.
 
     Args:
@@ -67,7 +67,7 @@ def build_pairs(
         symmetric: submanifold: both site lists are the same tensor, odd kernel, centred, stride 1.
 
     Returns:
-        ``query_rows`` int32 (n_pairs,), ``target_rows`` int32 (n_pairs,), ``offset_start`` int64 (n_offsets + 1,).
+        Pairs with the query as source and the target as destination.
     """
     plan = _C.PairPlan(
         query_coords, target_coords, target_shape, kernel, stride, padding, dilation, symmetric
@@ -78,8 +78,7 @@ def build_pairs(
     n_pairs = plan.count(workspace, offset_start, threads)
     query_rows = torch.empty(n_pairs, dtype=torch.int32)
     target_rows = torch.empty(n_pairs, dtype=torch.int32)
-    plan.fill(query_rows, target_rows, threads)
-    return query_rows, target_rows, offset_start
+    return plan.fill(query_rows, target_rows, threads)
 
 
 def output_coords(

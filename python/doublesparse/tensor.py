@@ -190,7 +190,7 @@ class SparseTensor:
             image = features.new_zeros(sites.n_cells, channels)
         else:
             image = gather_rows(ground.rows, ground.cell_rows(sites.batch_size))
-        image = image.index_copy(0, sites.keys, features)
+        image = image.index_copy_(0, sites.keys, features)  # `image` is new here
         image = image.view(sites.batch_size, *sites.spatial_shape, channels)
         return image.movedim(-1, 1).contiguous()
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/parallel.h"
+#include "cpu/conv/depthwise.h"
 #include "cpu/kernels.h"
 
 namespace ds {
@@ -38,12 +39,14 @@ void pack_panel(const ConvArgs<T>& a, int64_t c_in, int64_t c_out, int64_t group
 
 template <class T>
 int64_t conv_workspace(int64_t c_in, int64_t c_out, int64_t n_offsets, int64_t groups) {
+  if (is_depthwise(c_in, c_out, groups)) return n_offsets * c_in;
   const int64_t width = packed_width<T>(c_out / groups);
   return n_offsets * c_in * ceil_div(c_out / groups, width) * width;
 }
 
 template <class T>
 void conv(const ConvArgs<T>& a, int n_threads) {
+  if (is_depthwise(a.c_in, a.c_out, a.groups)) return depthwise_conv(a, n_threads);
   const KernelSet<T>& kernel = kernels<T>();
   const int64_t c_in = a.c_in / a.groups, c_out = a.c_out / a.groups;
   const int64_t width = packed_width<T>(c_out), n_panels = ceil_div(c_out, width);

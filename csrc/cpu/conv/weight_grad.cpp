@@ -3,6 +3,7 @@
 
 #include "core/parallel.h"
 #include "cpu/conv/conv.h"
+#include "cpu/conv/depthwise.h"
 #include "cpu/kernels.h"
 
 namespace ds {
@@ -56,12 +57,14 @@ Cut cut_of(const PairList& p, int64_t n_dst, int64_t c_in, int64_t c_out, int64_
 
 template <class T>
 int64_t weight_grad_workspace(int64_t c_in, int64_t c_out, const PairList& pairs, int64_t n_dst, int64_t groups) {
+  if (is_depthwise(c_in, c_out, groups)) return depthwise_grad_workspace(c_out, pairs);
   const Cut cut = cut_of<T>(pairs, n_dst, c_in / groups, c_out / groups, groups);
   return cut.n_chunks * pairs.n_offsets * groups * product_of<T>(c_in / groups, c_out / groups).slot;
 }
 
 template <class T>
 void weight_grad(const WeightGradArgs<T>& a, int n_threads) {
+  if (is_depthwise(a.c_in, a.c_out, a.groups)) return depthwise_weight_grad(a, n_threads);
   const KernelSet<T>& kernel = kernels<T>();
   const PairList& p = a.pairs;
   const int64_t c_in = a.c_in / a.groups, c_out = a.c_out / a.groups;

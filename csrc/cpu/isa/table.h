@@ -1,5 +1,6 @@
 // Included last by each ISA's .cpp file: gathers its kernels into the exported table.
 #pragma once
+#include "cpu/conv/depthwise_kernel.h"
 #include "cpu/conv/gemm_kernel.h"
 #include "cpu/conv/weight_grad_kernel.h"
 #include "cpu/kernels.h"
@@ -15,6 +16,8 @@ constexpr KernelSet<T> kernel_set() {
   return {kPanel<T>,
           gemm_tile<T>,
           weight_grad_block<T>,
+          depthwise_tile<T>,
+          depthwise_grad_chunk<T>,
           window_max_kernel<T>,
           window_sum_kernel<T>,
           window_max_grad_kernel<T>,
