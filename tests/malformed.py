@@ -19,7 +19,7 @@ import doublesparse as ds
 
 NAN, INF = float("nan"), float("inf")
 # what was got; the others are torch's own words, in front of anything of ours
-SAID = (", got ", "more than 1 value", "must be Tensor, not NoneType", "divisible by groups")
+SAID = ("got ", "more than 1 value", "must be Tensor, not NoneType", "divisible by groups")
 EDGE = 2**31 - 1
 
 

@@ -232,6 +232,24 @@ class PerSample(nn.Module):
         return (1 - out).softmax(1).mean([2, 3])
 
 
+class ConvNeXtBlock(nn.Module):
+    """Depthwise 7x7, channels moved last for the norm and the linear layers, and back."""
+
+    def __init__(self, c=3, width=8):
+        super().__init__()
+        self.stem = nn.Conv2d(c, width, 2, 2)
+        self.depthwise = nn.Conv2d(width, width, 7, padding=3, groups=width)
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.up, self.act, self.down = nn.Linear(width, 16), nn.GELU(), nn.Linear(16, width)
+        self.scale = nn.Parameter(torch.full((width,), 0.5))
+
+    def forward(self, x):
+        x = self.stem(x)
+        y = self.norm(self.depthwise(x).permute(0, 2, 3, 1))
+        y = self.scale * self.down(self.act(self.up(y)))
+        return x + y.permute(0, 3, 1, 2)
+
+
 def group_unet():
     return UNet(norm=lambda c: nn.GroupNorm(4, c))
 
@@ -252,4 +270,5 @@ NETWORKS = {
     # rounding (inputs of 0 next to a border), and the dense network's winner is chance
     "not_zero_at_zero": (not_zero_at_zero, (14, 12), 3),
     "per_sample": (PerSample, (11, 13), 3),
+    "convnext": (ConvNeXtBlock, (14, 18), 3),
 }

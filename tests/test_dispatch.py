@@ -113,7 +113,8 @@ def test_methods_without_a_sparse_meaning_say_what_to_do(rng):
         lambda x: torch.einsum("bchw->bc", x),
         lambda x: F.unfold(x, 3),
         lambda x: F.grid_sample(x, torch.zeros(2, 6, 7, 2)),
-        lambda x: x.permute(0, 2, 3, 1),
+        lambda x: x.permute(0, 3, 2, 1),
+        lambda x: x.transpose(2, 3),
         lambda x: torch.fft.fft2(x),
     ),
 )

@@ -8,15 +8,23 @@ namespace {
 
 namespace py = pybind11;
 
-void groups_fit(const Check& check, int64_t groups, int64_t c_in, int64_t c_out) {
+// Channel counts, and sizes whose product with the kernel volume is a weight that fits any memory.
+void groups_fit(const Check& check, int64_t groups, int64_t c_in, int64_t c_out, int64_t n_offsets = 1) {
   check.at_least("groups", groups, 1);
+  check.at_least("c_in", c_in, 1);
+  check.at_least("c_out", c_out, 1);
+  check.at_least("n_offsets", n_offsets, 1);
+  constexpr int64_t kMost = int64_t{1} << 20;
+  if (c_in > kMost || c_out > kMost || n_offsets > kMost)
+    throw py::value_error(std::string(check.operation) + ": channels and kernel volume must be at most 2^20, got " +
+                          std::to_string(c_in) + ", " + std::to_string(c_out) + " and " + std::to_string(n_offsets));
   if (c_in % groups != 0 || c_out % groups != 0)
     throw py::value_error(std::string(check.operation) + ": groups = " + std::to_string(groups) + " must divide " +
                           std::to_string(c_in) + " input and " + std::to_string(c_out) + " output channels");
 }
 
 int64_t workspace_of(bool is_double, int64_t c_in, int64_t c_out, int64_t n_offsets, int64_t groups) {
-  groups_fit({"conv"}, groups, c_in, c_out);
+  groups_fit({"conv"}, groups, c_in, c_out, n_offsets);
   return is_double ? conv_workspace<double>(c_in, c_out, n_offsets, groups)
                    : conv_workspace<float>(c_in, c_out, n_offsets, groups);
 }
@@ -33,6 +41,7 @@ void conv_checked(const Arg& x, const Arg& weight, const OptionalArg& bias, cons
   if (transposed) check.tensor("weight", weight.view, dtype, {c_in, c_out / groups, -1});
   else check.tensor("weight", weight.view, dtype, {c_out, c_in / groups, -1});
   const int64_t n_offsets = weight.view.shape[2];
+  groups_fit(check, groups, c_in, c_out, n_offsets);
   if (bias.given) check.tensor("bias", bias.view, dtype, {c_out});
   if (u.given) {
     if (!u_start.given || !u_rows.given) throw py::value_error("conv: u needs u_start and u_rows");
@@ -68,7 +77,9 @@ void conv_checked(const Arg& x, const Arg& weight, const OptionalArg& bias, cons
 
 int64_t weight_grad_workspace_of(bool is_double, int64_t c_in, int64_t c_out, const Pairs& pairs, int64_t n_dst,
                                  int64_t groups) {
-  groups_fit({"conv_weight_grad"}, groups, c_in, c_out);
+  const Check check{"conv_weight_grad"};
+  groups_fit(check, groups, c_in, c_out, pairs.list().n_offsets);
+  check.at_least("n_dst", n_dst, 0);
   return is_double ? weight_grad_workspace<double>(c_in, c_out, pairs.list(), n_dst, groups)
                    : weight_grad_workspace<float>(c_in, c_out, pairs.list(), n_dst, groups);
 }
@@ -81,6 +92,7 @@ void weight_grad_checked(const Arg& x, const Arg& dy, const Pairs& pairs, int64_
   const int64_t c_in = x.view.shape[1], c_out = dy.view.shape[1];
   groups_fit(check, groups, c_in, c_out);
   check.tensor("dw", dw.view, dtype, {c_out, c_in / groups, -1});
+  groups_fit(check, groups, c_in, c_out, dw.view.shape[2]);
   pairs.check_fits(check, dw.view.shape[2], x.view.shape[0], dy.view.shape[0]);
   pairs.check_disjoint(check, "dw", dw.view);
   pairs.check_disjoint(check, "workspace", workspace.view);

@@ -6,6 +6,7 @@ hold it, and the ground counts as often as its class occurs, inactive, in a wind
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from . import _cache, _classes, _crossover, ops
 from ._autograd import Segments, gather_rows, segment_sum
+from ._checks import check_shape
 from ._classes import Array, AxisClasses
 from ._geometry import Ints
 from ._global_pool import global_avg_pool
@@ -73,7 +75,7 @@ def output_sizes(operation: str, output_size: Any, spatial_shape: Ints) -> Ints:
         raise ValueError(
             f"{operation}: output_size must be at least 1, got {output_size!r}; use 1 or more"
         )
-    return sizes
+    return check_shape(sizes, operation)
 
 
 def adaptive_avg_pool(
@@ -86,6 +88,11 @@ def adaptive_avg_pool(
     check_axes(operation, x, n_axes)
     sites, ground = x.sites, x.ground
     size = output_sizes(operation, output_size, sites.spatial_shape)
+    if sites.batch_size * math.prod(size) >= 2**63:
+        raise ValueError(
+            f"{operation}: output_size must have, with the batch, a product below 2^63, "
+            f"got {(sites.batch_size, *size)}; use a smaller size"
+        )
     if max(size) == 1:
         pooled = global_avg_pool(x)
         return pooled.view(*pooled.shape, *size)

@@ -28,6 +28,7 @@ def collate(batch: Sequence[Any]) -> Any:
         the same nesting, batched. Samples whose grounds differ give a ground per sample.
 
     Raises:
+        TypeError: no sequence, or samples of different types.
         ValueError: no samples, or SparseTensors that do not fit together.
 
     Example:
@@ -37,13 +38,23 @@ def collate(batch: Sequence[Any]) -> Any:
         >>> both.shape, labels
         (torch.Size([2, 2, 8]), tensor([0, 1]))
     """
+    if not isinstance(batch, Sequence):
+        raise TypeError(
+            f"collate: batch must be a sequence of samples, got {type(batch).__name__}; pass a list"
+        )
     if len(batch) == 0:
-        raise ValueError("collate: batch must hold at least one sample, got none; drop it")
+        raise ValueError("collate: batch must hold at least one sample, got 0; drop it")
     return default_collate(list(batch))
 
 
 def collate_tensors(batch: Sequence[SparseTensor]) -> SparseTensor:
     """SparseTensors joined along the batch."""
+    for x in batch:
+        if not isinstance(x, SparseTensor):
+            raise TypeError(
+                f"collate: samples must be SparseTensors like the first, got {type(x).__name__}; "
+                "make one with ds.SparseTensor.from_dense"
+            )
     first = batch[0]
     shape, channels, dtype = first.spatial_shape, first.features.shape[1], first.dtype
     for x in batch:

@@ -125,7 +125,14 @@ def convolution(
         c_out = c_out_of(operation, x, weight, bias, groups, False)
     sites = x.sites
     steps = resolve(
-        operation, "conv", sites.spatial_shape, weight.shape[2:], stride, padding, dilation
+        operation,
+        "conv",
+        sites.batch_size,
+        sites.spatial_shape,
+        weight.shape[2:],
+        stride,
+        padding,
+        dilation,
     )
     if (sites.is_full or _crossover.threshold is not None) and n_axes in _CONV:
         out = run_dense(
@@ -166,6 +173,7 @@ def transposed_convolution(
     steps = resolve(
         operation,
         "transposed",
+        sites.batch_size,
         sites.spatial_shape,
         weight.shape[2:],
         stride,
@@ -218,7 +226,16 @@ def submanifold_convolution(
         c_out = c_out_of(operation, x, weight, bias, groups, False)
     _drop_ground(operation, x, ground)
     sites = x.sites
-    steps = resolve(operation, "submanifold", sites.spatial_shape, weight.shape[2:], 1, 0, dilation)
+    steps = resolve(
+        operation,
+        "submanifold",
+        sites.batch_size,
+        sites.spatial_shape,
+        weight.shape[2:],
+        1,
+        0,
+        dilation,
+    )
     if sites.is_full and n_axes in _CONV and _crossover.runs_dense(True, 1.0, False, steps):
         dense = _CONV[n_axes](x._dense_view(), weight, bias, 1, steps.left, dilation, groups)
         return SparseTensor._from_full(dense, sites, keep_none=True)
@@ -254,9 +271,21 @@ def inverse_convolution(
             f"{operation}: like must be a SparseTensor or Sites, got {type(like).__name__}; "
             "pass the tensor whose sites the result shall have"
         )
+    if target.n_axes != n_axes:
+        raise ValueError(
+            f"{operation}: like must have {n_axes} spatial axes like the input, "
+            f"got {target.n_axes}; pass the tensor whose sites the result shall have"
+        )
     _drop_ground(operation, x, ground)
     steps = resolve(
-        operation, "conv", target.spatial_shape, weight.shape[2:], stride, padding, dilation
+        operation,
+        "conv",
+        target.batch_size,
+        target.spatial_shape,
+        weight.shape[2:],
+        stride,
+        padding,
+        dilation,
     )
     got = (x.sites.batch_size, x.sites.spatial_shape)
     if got != (target.batch_size, steps.out_shape):

@@ -152,10 +152,25 @@ def _paddings(
     return tuple((p, p) for p in per_axis(operation, "padding", padding, len(kernel), 0))
 
 
+def _centred(operation: str, padding: Any, kernel: Ints, dilation: Ints) -> str:
+    """The padding of a submanifold convolution: 0 (not given) and "same" both mean centred."""
+    wanted = tuple(d * (k - 1) // 2 for k, d in zip(kernel, dilation, strict=True))
+    if not isinstance(padding, str):
+        given = per_axis(operation, "padding", padding, len(kernel), 0)
+        if any(given) and given != wanted:
+            raise ValueError(
+                f"{operation}: padding must be {wanted} where output sites are the input sites, "
+                f"got {given}; leave it out"
+            )
+        padding = "same"
+    return padding
+
+
 @lru_cache(maxsize=4096, typed=True)
 def _resolve(
     operation: str,
     kind: str,
+    batch_size: int,
     in_shape: Ints,
     kernel: Any,
     stride: Any,
@@ -179,7 +194,12 @@ def _resolve(
                 f"{operation}: kernel_size must be odd, so that it has a centre, got {k}; "
                 "use an odd kernel or the ordinary convolution"
             )
-        s, padding = (1,) * n_axes, "same"
+        if any(n != 1 for n in s):
+            raise ValueError(
+                f"{operation}: stride must be 1 where output sites are the input sites, got {s}; "
+                "use the ordinary convolution"
+            )
+        padding = _centred(operation, padding, k, d)
     p = _paddings(operation, padding, k, s, d)
     if kind == "transposed":
         if any(a >= max(b, c) for a, b, c in zip(o, s, d, strict=True)):
@@ -198,10 +218,12 @@ def _resolve(
             f"{operation}: kernel_size must fit the padded grid, got kernel {k} (dilation {d}, "
             f"stride {s}) on {in_shape} with padding {p}; use a smaller kernel or more padding"
         )
-    if max(out) > 2**31 - 1 or math.prod(out) >= 2**63:
+    # sites are moved axis by axis, last one first: the grids on the way need keys too
+    cells = max(math.prod(in_shape[:a] + out[a:]) for a in range(n_axes + 1))
+    if max(out) > 2**31 - 1 or batch_size * cells >= 2**63:
         raise ValueError(
-            f"{operation}: the output grid must have extents below 2^31 and a product below 2^63, "
-            f"got {out}; use a smaller grid"
+            f"{operation}: the output grid must have extents below 2^31 and, with the batch, a "
+            f"product below 2^63, got {(batch_size, *out)} from {in_shape}; use a smaller grid"
         )
     return Steps(kind, in_shape, out, k, s, p, d, o, ceil)
 
@@ -213,6 +235,7 @@ def _hashable(value: Any) -> Any:
 def resolve(
     operation: str,
     kind: str,
+    batch_size: int,
     in_shape: Ints,
     kernel: Any,
     stride: Any = 1,
@@ -221,16 +244,15 @@ def resolve(
     output_padding: Any = 0,
     ceil: bool = False,
 ) -> Steps:
-    """Check a geometry against a grid; remembered, so that a layer pays for it once.
+    """Check a geometry against a batch of grids; remembered, so that a layer pays for it once.
 
     Raises:
         TypeError: values that are no integers.
-        ValueError: values out of range, or a kernel larger than the padded grid.
+        ValueError: values out of range, a kernel larger than the padded grid, too large an output.
     """
+    grid = (operation, kind, batch_size, in_shape)
     try:
-        return _resolve(
-            operation, kind, in_shape, kernel, stride, padding, dilation, output_padding, ceil
-        )
+        return _resolve(*grid, kernel, stride, padding, dilation, output_padding, ceil)
     except TypeError:  # a list is not hashable; anything else fails again, with its own message
         values = [_hashable(v) for v in (kernel, stride, padding, dilation, output_padding)]
-        return _resolve.__wrapped__(operation, kind, in_shape, *values, ceil)
+        return _resolve.__wrapped__(*grid, *values, ceil)

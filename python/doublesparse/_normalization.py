@@ -187,6 +187,6 @@ def layer_norm(
         refuse(
             "layer_norm",
             "of a SparseTensor runs over (C, *spatial) and has no weight per site",
-            "for one weight per channel use nn.GroupNorm(1, C)",
+            "for the channels of each site permute them to the end",
         )
     return group_norm(input, 1, None, None, eps)

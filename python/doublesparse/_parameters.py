@@ -56,6 +56,10 @@ def _check_tensor(operation: str, x: SparseTensor, name: str, tensor: Any) -> No
             f"{operation}: {name} must be a Tensor, got {type(tensor).__name__}; "
             "pass a torch.Tensor"
         )
+    if tensor.layout is not torch.strided:
+        raise TypeError(
+            f"{operation}: {name} must be a strided tensor, got {tensor.layout}; use .to_dense()"
+        )
     if tensor.is_meta:
         raise NotImplementedError(
             f"{operation}: {name} must hold data, got a meta tensor; use a CPU tensor"
@@ -92,6 +96,11 @@ def check_parameters(
         raise ValueError(
             f"{operation}: weight must be {layout} with {2 + n_axes} dimensions, "
             f"got {tuple(weight.shape)}; reshape it"
+        )
+    if min(weight.shape[2:]) < 1:
+        raise ValueError(
+            f"{operation}: weight must have a kernel_size of at least 1 per axis, got "
+            f"{tuple(weight.shape[2:])}; give one tap or more"
         )
     if isinstance(groups, bool) or not isinstance(groups, int):
         raise TypeError(f"{operation}: groups must be an int, got {groups!r}; pass an integer")
@@ -134,14 +143,14 @@ def fits(
         c_in, c_out = (first, second) if transposed else (second, first)
         if (
             c_in != features.shape[1]
-            or c_in == 0
-            or c_out == 0
+            or 0 in shape
             or first % groups
             or groups < 1
             or groups.__class__ is not int
             or weight.dtype is not dtype
             or dtype not in _DTYPES
             or len(shape) != 2 + len(x.sites.spatial_shape)
+            or weight.layout is not torch.strided
             or not (weight.is_cpu and features.is_cpu)
             or torch.is_autocast_enabled("cpu")
             or (

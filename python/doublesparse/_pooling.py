@@ -50,7 +50,15 @@ def _pool_steps(
                 f"kernel {kernel}; use less padding"
             )
     return resolve(
-        operation, "conv", shape, kernel, stride, padding, dilation, ceil=bool(ceil_mode)
+        operation,
+        "conv",
+        x.sites.batch_size,
+        shape,
+        kernel,
+        stride,
+        padding,
+        dilation,
+        ceil=bool(ceil_mode),
     )
 
 

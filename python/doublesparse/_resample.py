@@ -17,12 +17,12 @@ from torch import Tensor
 from . import _cache, _crossover
 from ._adaptive_pool import output_sizes
 from ._autograd_windows import window_max
+from ._checks import check_shape
 from ._classes import PAD, Array
 from ._elementwise import refuse
 from ._global_pool import global_max_pool
 from ._ground import GroundState
 from ._regather import adaptive_taps, copy_windows, table_windows
-from .sites import check_shape
 from .tensor import SparseTensor
 
 _EXACT_FLOAT32 = 1 << 24  # positions below this are exact in float32

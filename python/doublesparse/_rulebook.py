@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import _cache, ops
-from ._geometry import Ints, Steps, resolve
+from ._geometry import Steps, per_axis, resolve
 from .sites import Sites
 
 KINDS = ("conv", "submanifold", "transposed")
@@ -102,6 +102,10 @@ class Geometry:
         padding: positions added at both ends; or "same", "valid".
         dilation: distance of neighbouring taps.
         output_padding: for transposed convolutions: positions added at the right end of the output.
+
+    Raises:
+        TypeError: a value that is no integer.
+        ValueError: one out of range.
     """
 
     kernel_size: int | Sequence[int]
@@ -110,12 +114,24 @@ class Geometry:
     dilation: int | Sequence[int] = 1
     output_padding: int | Sequence[int] = 0
 
-    def steps(self, in_shape: Ints, kind: str, operation: str = "Geometry") -> Steps:
-        """Checked against a grid; raises as `build_rulebook`."""
+    def __post_init__(self) -> None:
+        """Check each value by itself; whether they fit a grid shows there."""
+        least = {"kernel_size": 1, "stride": 1, "padding": 0, "dilation": 1, "output_padding": 0}
+        values = {name: getattr(self, name) for name in least}
+        if self.padding in ("same", "valid"):
+            del values["padding"]
+        lengths = [len(v) for v in values.values() if isinstance(v, (tuple, list))]
+        n_axes = max([1, *lengths])
+        for name, value in values.items():
+            per_axis("Geometry", name, value, n_axes, least[name])
+
+    def steps(self, sites: Sites, kind: str, operation: str = "Geometry") -> Steps:
+        """Checked against the grid of some sites; raises as `build_rulebook`."""
         return resolve(
             operation,
             kind,
-            in_shape,
+            sites.batch_size,
+            sites.spatial_shape,
             self.kernel_size,
             self.stride,
             self.padding,
@@ -201,4 +217,4 @@ def build_rulebook(sites: Sites, geometry: Geometry, kind: str = "conv") -> Rule
         raise ValueError(
             f"build_rulebook: kind must be one of {KINDS}, got {kind!r}; pass one of them"
         )
-    return Rulebook(sites, find(sites, geometry.steps(sites.spatial_shape, kind, "build_rulebook")))
+    return Rulebook(sites, find(sites, geometry.steps(sites, kind, "build_rulebook")))

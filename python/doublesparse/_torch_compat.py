@@ -63,7 +63,7 @@ def keep_eager(*functions: Any) -> None:
     """Tell torch.compile not to trace these functions, nor what they call: a graph break each.
 
     What `torch.compiler.disable` does, without importing the compiler (seconds) and without a
-    wrapper (a microsecond per call). Where torch lacks the hooks the functions are left as they are.
+    wrapper (a microsecond per call). Where torch lacks the hooks, functions stay as they are.
     """
     try:
         from torch._C._dynamo import eval_frame

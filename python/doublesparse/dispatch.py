@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import _arithmetic, _dropout, _elementwise, _normalization, _reduce, _resample, functional
+from ._channels_last import CHANNELS_LAST, ChannelsLast, movedim, permute, through
 from ._elementwise import in_place, refuse
 from ._precision import widened
 from ._torch_compat import keep_eager
@@ -309,6 +310,26 @@ def _methods() -> None:
     _register([torch.detach], SparseTensor.detach)
 
 
+def _channels_last() -> None:
+    """What has a meaning between two permutes: elementwise functions, arithmetic, dropout."""
+    for name, handler in (("permute", permute), ("movedim", movedim), ("moveaxis", movedim)):
+        _register(_named(name, (torch, Tensor)), _sparse_first(handler, name))
+        setattr(SparseTensor, name, handler)
+        setattr(ChannelsLast, name, handler)
+    names = [*_elementwise.ELEMENTWISE, *_arithmetic.BINARY, "dropout"]
+    names += [f"{name}_" for name in names]
+    names += [f"__{kind}{name}__" for name in _OPERATORS for kind in ("", "r", "i")]
+    names.remove("prelu")  # its weight belongs to dim 1
+    names.remove("prelu_")
+    for name in names:
+        for f in _named(name):
+            if f in HANDLERS:
+                CHANNELS_LAST[f] = through(HANDLERS[f])
+        method = SparseTensor.__dict__.get(name)
+        if method is not None:
+            setattr(ChannelsLast, name, through(method))
+
+
 # ------------------------------------------------------------------ torch.compile
 _TRACEABLE = ("dim", "size", "__bool__", "__hash__", "__len__")
 
@@ -325,4 +346,5 @@ _elementwise_functions()
 _binary_functions()
 _layers()
 _methods()
+_channels_last()
 _keep_eager()

@@ -33,6 +33,14 @@ struct StepPairs {
 constexpr int64_t kAhead = 8;
 constexpr int kLineVecs = 64 / DS_VEC_BYTES;
 
+// A row's address as one register: gcc else forms every vector's address anew from its parts.
+template <class T>
+[[gnu::always_inline]] inline T* row_of(T* base, int64_t row, int64_t n_channels) {
+  T* p = base + row * n_channels;
+  asm("" : "+r"(p));
+  return p;
+}
+
 template <class T, int V>
 [[gnu::always_inline]] inline void prefetch_strip(const T* p) {
 #pragma GCC unroll 8
@@ -46,9 +54,9 @@ template <class T, int V>
 #pragma GCC unroll 8
   for (int v = 0; v < V; ++v) weight[v] = load(w + v * kLanes<T>);
   for (int64_t i = 0; i < p.n; ++i) {
-    const T* from = x + p.src[i] * n_channels;
-    T* into = y + p.dst[i] * n_channels;
-    if (i + kAhead < p.known) prefetch_strip<T, V>(x + p.src[i + kAhead] * n_channels);
+    const T* from = row_of(x, p.src[i], n_channels);
+    T* into = row_of(y, p.dst[i], n_channels);
+    if (i + kAhead < p.known) prefetch_strip<T, V>(row_of(x, p.src[i + kAhead], n_channels));
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v)
       store(into + v * kLanes<T>, fma(load(from + v * kLanes<T>), weight[v], load(into + v * kLanes<T>)));
@@ -62,11 +70,11 @@ template <class T, int V>
 #pragma GCC unroll 8
   for (int v = 0; v < V; ++v) sum[v] = load(dw + v * kLanes<T>);
   for (int64_t i = 0; i < p.n; ++i) {
-    const T* a = x + p.src[i] * n_channels;
-    const T* b = dy + p.dst[i] * n_channels;
+    const T* a = row_of(x, p.src[i], n_channels);
+    const T* b = row_of(dy, p.dst[i], n_channels);
     if (i + kAhead < p.known) {
-      prefetch_strip<T, V>(x + p.src[i + kAhead] * n_channels);
-      prefetch_strip<T, V>(dy + p.dst[i + kAhead] * n_channels);
+      prefetch_strip<T, V>(row_of(x, p.src[i + kAhead], n_channels));
+      prefetch_strip<T, V>(row_of(dy, p.dst[i + kAhead], n_channels));
     }
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) sum[v] = fma(load(a + v * kLanes<T>), load(b + v * kLanes<T>), sum[v]);
@@ -168,6 +176,7 @@ void walk_steps(const Work& work, const int32_t* src, const int32_t* dst, const 
 template <class T>
 void depthwise_tile(const GemmTile<T>& t) {
   const DepthwiseForward<T> work{t.x, t.w, t.y, t.c_out, t};
+  if (t.n_offsets == 0) return init_rows(t);
   walk_steps<T>(work, t.src, t.dst, t.offset_start, t.n_offsets, t.row_begin, t.row_end);
 }
 

@@ -99,8 +99,14 @@ void init_rows(const GemmTile<T>& t) {
   for (int64_t i = t.row_begin; i < t.row_end; ++i) {
     T* y = t.y + i * t.ldy;
     const int64_t u_begin = t.u ? t.u_start[i] : 0, u_end = t.u ? t.u_start[i + 1] : 0;
+    const int64_t n_whole = t.c_out - t.c_out % kLanes<T>;
     int64_t c = 0;
-    for (; c + kLanes<T> <= t.c_out; c += kLanes<T>) {
+    if (u_begin == u_end && t.bias) {
+      for (; c < n_whole; c += kLanes<T>) store(y + c, load(t.bias + c));
+    } else if (u_begin == u_end) {
+      for (; c < n_whole; c += kLanes<T>) store(y + c, Vec<T>{});
+    }
+    for (; c < n_whole; c += kLanes<T>) {
       Vec<T> sum = t.bias ? load(t.bias + c) : Vec<T>{};
       for (int64_t j = u_begin; j < u_end; ++j) sum += load(t.u + t.u_rows[j] * t.ldy + c);
       store(y + c, sum);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -92,3 +93,10 @@ class SparseBatchNorm(BatchNormBase):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "process_group": None}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SparseBatchNorm:
+        twin = self.__class__.__new__(self.__class__)
+        memo[id(self)] = twin
+        twin.__dict__.update(copy.deepcopy(self.__getstate__(), memo))
+        twin.process_group = self.process_group  # a copy in this process stays synchronised
+        return twin
