@@ -30,7 +30,7 @@ COMMON = dict(
 hypothesis.settings.register_profile(
     "default", max_examples=10, derandomize=True, database=None, **COMMON
 )
-hypothesis.settings.register_profile("explore", max_examples=200, **COMMON)
+hypothesis.settings.register_profile("explore", max_examples=2000, **COMMON)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 

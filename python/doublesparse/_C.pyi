@@ -1,8 +1,9 @@
 """The kernels on raw tensors; kept by hand, checked against the module by `tests/test_commands.py`.
 
-Every function checks dtype, rank, shape, strides, bounds and overlap of its tensors again (TypeError,
-ValueError, RuntimeError) and releases the GIL while it computes. Results and workspaces are tensors of
-the caller's. `n_threads` is a count; it never changes a result. See `ops.py` for shapes and meanings.
+Every function checks dtype, rank, shape, strides, bounds and overlap of its tensors again
+(TypeError, ValueError, RuntimeError) and releases the GIL while it computes. Results and workspaces
+are tensors of the caller's. `n_threads` is a count; it never changes a result. See `ops.py` for
+shapes and meanings.
 """
 
 from collections.abc import Sequence
@@ -100,7 +101,7 @@ def conv(
     /,
 ) -> None: ...
 def conv_weight_grad_workspace(
-    is_double: bool, c_in: int, c_out: int, pairs: Pairs, groups: int, /
+    is_double: bool, c_in: int, c_out: int, pairs: Pairs, n_dst: int, groups: int, /
 ) -> int: ...
 def conv_weight_grad(
     x: Tensor,

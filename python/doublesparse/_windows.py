@@ -6,6 +6,7 @@ Everything here depends on geometry alone and is remembered by the sites.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +25,8 @@ from .sites import Sites
 Axes = tuple[AxisClasses, ...]
 
 U_BYTES = 64 << 20  # the table of W_k G is worked through in pieces of this size
+_SHORT = 1024  # runs of the class maps, and
+_SMALL = 1 << 14  # taps of their output classes, that are kept beyond one set of sites
 
 
 class ClassMap(NamedTuple):
@@ -32,6 +35,7 @@ class ClassMap(NamedTuple):
     axes: Axes  # of the output
     reads: list[Array]  # per axis (n_out_classes, k): input class, PAD or ABSENT
     n_in: tuple[int, ...]  # input classes per axis
+    taps: Tensor | None = None  # of all output classes, as `class_windows` gives them, if known
 
     @property
     def n_out(self) -> int:
@@ -45,7 +49,20 @@ class ClassMap(NamedTuple):
 
 
 def class_map(steps: Steps, axes: Axes) -> ClassMap:
-    """Classes of a layer's output."""
+    """Classes of a layer's output; small ones are remembered, since new sites share them."""
+    short = sum(len(a.starts) for a in axes) <= _SHORT
+    return _known_map(steps, axes) if short else _class_map(steps, axes)
+
+
+@lru_cache(maxsize=256)
+def _known_map(steps: Steps, axes: Axes) -> ClassMap:
+    cmap = _class_map(steps, axes)
+    if cmap.n_out * steps.n_offsets > _SMALL:
+        return cmap
+    return cmap._replace(taps=class_windows(cmap, 1, 0, cmap.n_out))
+
+
+def _class_map(steps: Steps, axes: Axes) -> ClassMap:
     sides = [steps.axis(a, axis) for a, axis in enumerate(axes)]
     return ClassMap(
         tuple(s[0] for s in sides), [s[1] for s in sides], tuple(a.n_classes for a in axes)
@@ -57,6 +74,8 @@ def class_windows(cmap: ClassMap, n_samples: int, first: int, last: int) -> Tens
 
     Class rows run sample by sample; `n_samples` is 1 where all samples share one ground.
     """
+    if n_samples == 1 and cmap.taps is not None:
+        return cmap.taps[first:last]
     row = np.arange(first, last)
     flat = flat_taps(cmap.reads, cmap.n_in, row % cmap.n_out)
     if n_samples != 1:
@@ -73,11 +92,12 @@ def site_windows(entry: Entry, out_sites: Sites, cmap: ClassMap | None, n_sample
     if cmap is None:
         return ops.window_table(pairs, n_out)
     out_class = out_sites.class_of(cmap.axes)
-    ids = np.arange(cmap.n_out) if cmap.n_out <= max(n_out, 1024) else None
-    if ids is None:  # a background image on few sites: only the classes that occur
+    if cmap.n_out <= max(n_out, 1024):
+        taps = class_windows(cmap, 1, 0, cmap.n_out)
+    else:  # a background image on few sites: only the classes that occur
         used, out_class = torch.unique(out_class, return_inverse=True)
-        ids, out_class = used.numpy(), out_class.to(torch.int32)
-    taps = torch.from_numpy(flat_taps(cmap.reads, cmap.n_in, ids))
+        taps = torch.from_numpy(flat_taps(cmap.reads, cmap.n_in, used.numpy()))
+        out_class = out_class.to(torch.int32)
     if n_samples == 1:
         return ops.window_table(pairs, n_out, out_class, taps)
     return ops.window_table(pairs, n_out, out_class, taps, cmap.rows_in, out_sites.batch)

@@ -1,8 +1,8 @@
-"""Raw operators on plain CPU tensors: they check arguments, allocate results with torch and call the kernels.
+"""Raw operators on plain CPU tensors: allocate results with torch, call the checked kernels.
 
-Shape names: ``n_sites``, ``c_in``, ``c_out``, ``n_offsets`` (kernel volume, row-major), ``n_src``/``n_dst`` rows.
-Features are float32 or float64. Every result has the same bits for any number of threads
-(``torch.set_num_threads``). Nothing here knows autograd: see ``_autograd.py``.
+Shape names: ``n_sites``, ``c_in``, ``c_out``, ``n_offsets`` (kernel volume, row-major), ``n_src``
+and ``n_dst`` rows. Features are float32 or float64. Every result has the same bits for any number of
+threads (``torch.set_num_threads``). Nothing here knows autograd: see ``_autograd.py``.
 """
 
 from __future__ import annotations
@@ -23,17 +23,18 @@ from ._window_ops import window_sum as window_sum
 from ._window_ops import window_table as window_table
 
 Pairs = _C.Pairs
-"""``Pairs(src_rows, dst_rows, offset_start)``: int32 (n_pairs,), int32 (n_pairs,), int64 (n_offsets + 1,).
+"""``Pairs(src_rows, dst_rows, offset_start)``: int32 (n_pairs,) twice, int64 (n_offsets + 1,).
 
-The list of offset k is ``[offset_start[k], offset_start[k + 1])``; both rows strictly ascend within it. Checked once.
-``.reversed()`` swaps source and destination; ``.n_pairs``, ``.n_offsets``, ``.src_rows``, ``.dst_rows``, ``.offset_start``.
+The list of offset k is ``[offset_start[k], offset_start[k + 1])``; both rows strictly ascend within
+it, which is checked once, here. ``.reversed()`` swaps source and destination; ``.n_pairs``,
+``.n_offsets``, ``.src_rows``, ``.dst_rows``, ``.offset_start``.
 """
 
 Ints = tuple[int, ...]
 
 
 def linear_keys(coords: Tensor, shape: Ints) -> Tensor:
-    """Row-major linear key of every site: int64 (n_sites,) from int32 ``coords`` (n_sites, 1 + D)."""
+    """Row-major linear key of every site: int64 (n_sites,) of int32 coords (n_sites, 1 + D)."""
     keys = torch.empty(len(coords), dtype=torch.int64)
     _C.coords_to_keys(coords, shape, keys, torch.get_num_threads())
     return keys
@@ -59,12 +60,15 @@ def build_pairs(
     """All (query row, target row) with target position = query * stride - padding + tap * dilation.
 
     Args:
-        query_coords: int32 (n_query, 1 + D), sorted: the output sites of a convolution, the input sites of a
-            transposed one.
+        query_coords: int32 (n_query, 1 + D), sorted: the output sites of a convolution, the input
+            sites of a transposed one.
         target_coords: int32 (n_target, 1 + D), sorted.
         target_shape: extents of the target's grid.
-        kernel: extents of the kernel, per axis; ``stride``, ``padding`` (left), ``dilation`` likewise.
-        symmetric: submanifold: both site lists are the same tensor, odd kernel, centred, stride 1.
+        kernel: extents of the kernel, per axis.
+        stride: per axis.
+        padding: on the left, per axis.
+        dilation: per axis.
+        symmetric: submanifold: one site list, odd kernel, centred, stride 1.
 
     Returns:
         Pairs with the query as source and the target as destination.
@@ -93,18 +97,26 @@ def output_coords(
 ) -> Tensor:
     """All output sites that read an active site: int32 (n_out, 1 + D), sorted, unique.
 
-    ``o * stride - padding + t * dilation == i``; where ``transposed``, ``o == i * stride - padding + t * dilation``.
-    The union separates over the axes: one merge of ``kernel[a]`` sorted lists per axis.
+    ``o * stride - padding + t * dilation == i``; where ``transposed``,
+    ``o == i * stride - padding + t * dilation``. The union separates over the axes: one merge of
+    ``kernel[a]`` sorted lists per axis, on a grid that is the output's from that axis on.
+
+    Raises:
+        ValueError: the linear keys of such a grid do not fit int64.
     """
+    if len(coords) == 0 or 0 in out_shape:
+        return coords.new_empty(0, coords.shape[1])
+    widest = (int(coords[-1, 0]) + 1) * math.prod(map(max, in_shape, out_shape))
+    if widest >= 2**63:
+        raise ValueError(
+            f"output_coords: extents {tuple(in_shape)} and {tuple(out_shape)} must multiply, with "
+            f"the batch, to less than 2^63, got {widest}; use a smaller grid"
+        )
     keys = linear_keys(coords, in_shape)
     shape = list(in_shape)
     for a in reversed(range(len(shape))):
-        inner = 1
-        for extent in shape[a + 1 :]:
-            inner *= extent
-        if len(keys) == 0 or out_shape[a] == 0:
-            return coords.new_empty(0, coords.shape[1])
-        axis = (shape[a], out_shape[a], inner, kernel[a], stride[a], padding[a], dilation[a], transposed)
+        walk = (kernel[a], stride[a], padding[a], dilation[a], transposed)
+        axis = (shape[a], out_shape[a], math.prod(shape[a + 1 :]), *walk)
         fan_out = _C.axis_fan_out(kernel[a], stride[a], dilation[a], transposed)
         workspace = torch.empty(_C.axis_workspace(len(keys), kernel[a]), dtype=torch.int64)
         out = torch.empty(len(keys) * fan_out, dtype=torch.int64)
@@ -129,13 +141,14 @@ def conv(
 
     Args:
         x: (n_src, c_in).
-        weight: (c_out, c_in / groups, n_offsets); where ``transposed`` (c_in, c_out / groups, n_offsets), which makes
-            the same call an input gradient (with ``pairs.reversed()``) or a transposed convolution in torch's layout.
+        weight: (c_out, c_in / groups, n_offsets); where ``transposed`` (c_in, c_out / groups,
+            n_offsets), which makes the same call an input gradient (with ``pairs.reversed()``) or a
+            transposed convolution in torch's layout.
         pairs: joins rows of x to rows of y.
         n_dst: rows of the result.
         bias: (c_out,) or None.
         groups: divides both channel counts.
-        u: (n_u, c_out) or None: rows ``u_rows[u_start[i] : u_start[i + 1]]`` are added to output row i.
+        u: (n_u, c_out) or None: rows ``u_rows[u_start[i] : u_start[i + 1]]`` are added to row i.
         u_start: int64 (n_dst + 1,).
         u_rows: int32.
         transposed: see ``weight``.
@@ -149,13 +162,15 @@ def conv(
     return y
 
 
-def conv_input_grad(dy: Tensor, weight: Tensor, pairs: Pairs, n_src: int, groups: int = 1) -> Tensor:
-    """``dx[src] = sum over pairs of dy[dst] . W_k^T``: (n_src, c_in), with the forward's ``weight`` and ``pairs``."""
+def conv_input_grad(
+    dy: Tensor, weight: Tensor, pairs: Pairs, n_src: int, groups: int = 1
+) -> Tensor:
+    """``dx[src] = sum over pairs of dy[dst] . W_k^T``: (n_src, c_in), of the forward's arguments."""
     return conv(dy, weight, pairs.reversed(), n_src, groups=groups, transposed=True)
 
 
 def conv_weight_grad(x: Tensor, dy: Tensor, pairs: Pairs, groups: int = 1) -> Tensor:
-    """``dw[:, :, k] = sum over the pairs of offset k of dy[dst]^T x[src]``: (c_out, c_in / groups, n_offsets)."""
+    """``dw[:, :, k] = sum of dy[dst]^T x[src] over pairs``: (c_out, c_in / groups, n_offsets)."""
     c_in, c_out = x.shape[1], dy.shape[1]
     dw = x.new_empty(c_out, c_in // groups, pairs.n_offsets)
     double = x.dtype == torch.float64

@@ -2,9 +2,9 @@
 // channel by channel.
 //
 // Layout   x, y, dy row-major (rows, channels); w and dw (offset, channel); lanes are channels.
-// Tile     kStepBytes of output rows stay in L1 while all offsets pass over them. Within a step a
-//          strip of up to 8 vectors of channels keeps the offset's weights (or the sums of dw) in
-//          registers while its pairs stream by.
+// Tile     a step of 8 or 16 KiB of output rows stays in L1, with the rows of x that it reads, while
+//          all offsets pass over it. Within a step a strip of up to 8 vectors of channels keeps the
+//          offset's weights (or the sums of dw) in registers while its pairs stream by.
 // Bound    forward: 2 loads and 1 store of L1 a vector (one vector of products a cycle); gradient:
 //          2 loads a vector. Bytes from memory: x and y (or x and dy) once, 8 bytes a pair.
 // Order    forward: bias, u, then offsets ascending in one chain; gradient: pairs ascending in one
@@ -17,21 +17,22 @@
 namespace ds {
 namespace {
 
-constexpr int64_t kStepBytes = 16 * 1024;          // half of a small L1: the other half holds x
 constexpr int kGroupOffsets = 64;                  // offsets whose places in their lists are kept
+constexpr int kLineVecs = 64 / DS_VEC_BYTES;       // vectors of a cache line
 
-// The pairs of one offset that write the rows of one step; `known` of them and of the following
-// steps' are there to be read.
+// Rows that come from memory are asked for kAhead pairs before their turn: neighbouring pairs are
+// near one another but not adjacent, so the hardware does not follow them. That gains a fifth where
+// an operand is larger than kFarBytes and costs a tenth where the caches hold it.
+constexpr int64_t kAhead = 8;
+constexpr int64_t kFarBytes = 4 << 20;
+
+// The pairs of one offset that write the rows of one step. The first `ahead` pairs from here on,
+// those of later steps included, may be looked at for prefetching.
 struct StepPairs {
   const int32_t* src;
   const int32_t* dst;
-  int64_t n, known;
+  int64_t n, ahead;
 };
-
-// Pairs that a row is asked for before its turn: neighbouring pairs are near in memory but not
-// adjacent, so the hardware does not follow them.
-constexpr int64_t kAhead = 8;
-constexpr int kLineVecs = 64 / DS_VEC_BYTES;
 
 // A row's address as one register: gcc else forms every vector's address anew from its parts.
 template <class T>
@@ -56,7 +57,7 @@ template <class T, int V>
   for (int64_t i = 0; i < p.n; ++i) {
     const T* from = row_of(x, p.src[i], n_channels);
     T* into = row_of(y, p.dst[i], n_channels);
-    if (i + kAhead < p.known) prefetch_strip<T, V>(row_of(x, p.src[i + kAhead], n_channels));
+    if (i + kAhead < p.ahead) prefetch_strip<T, V>(row_of(x, p.src[i + kAhead], n_channels));
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v)
       store(into + v * kLanes<T>, fma(load(from + v * kLanes<T>), weight[v], load(into + v * kLanes<T>)));
@@ -72,7 +73,7 @@ template <class T, int V>
   for (int64_t i = 0; i < p.n; ++i) {
     const T* a = row_of(x, p.src[i], n_channels);
     const T* b = row_of(dy, p.dst[i], n_channels);
-    if (i + kAhead < p.known) {
+    if (i + kAhead < p.ahead) {
       prefetch_strip<T, V>(row_of(x, p.src[i + kAhead], n_channels));
       prefetch_strip<T, V>(row_of(dy, p.dst[i + kAhead], n_channels));
     }
@@ -152,8 +153,9 @@ void all_channels(const Work& work, const StepPairs& p, int64_t k) {
 template <class T, class Work>
 void walk_steps(const Work& work, const int32_t* src, const int32_t* dst, const int64_t* offset_start,
                 int64_t n_offsets, int64_t row_begin, int64_t row_end) {
-  const int64_t fitting = kStepBytes / (work.n_channels * static_cast<int64_t>(sizeof(T)));
-  const int64_t step = fitting < 16 ? 16 : fitting;
+  const int64_t row_bytes = work.n_channels * static_cast<int64_t>(sizeof(T));
+  const bool far = offset_start[n_offsets] / n_offsets * row_bytes > kFarBytes;   // an offset's rows
+  const int64_t fitting = (far ? 16 : 8) * 1024 / row_bytes, step = fitting < 16 ? 16 : fitting;
   int64_t next[kGroupOffsets];
   for (int64_t first = 0; first < n_offsets; first += kGroupOffsets) {
     const int64_t last = n_offsets - first < kGroupOffsets ? n_offsets : first + kGroupOffsets;
@@ -167,7 +169,7 @@ void walk_steps(const Work& work, const int32_t* src, const int32_t* dst, const 
         int64_t end = begin;
         while (end < list_end && dst[end] < step_end) ++end;
         next[k - first] = end;
-        if (begin < end) all_channels<T>(work, {src + begin, dst + begin, end - begin, list_end - begin}, k);
+        if (begin < end) all_channels<T>(work, {src + begin, dst + begin, end - begin, far ? list_end - begin : 0}, k);
       }
     }
   }
@@ -182,6 +184,7 @@ void depthwise_tile(const GemmTile<T>& t) {
 
 template <class T>
 void depthwise_grad_chunk(const DepthwiseGradChunk<T>& t) {
+  if (t.pairs.n_offsets == 0) return;
   const DepthwiseGrad<T> work{t.x, t.dy, t.dw, t.n_channels};
   walk_steps<T>(work, t.pairs.src, t.pairs.dst, t.pairs.offset_start, t.pairs.n_offsets, t.row_begin,
                 t.row_end);
