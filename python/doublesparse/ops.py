@@ -1,8 +1,8 @@
 """Raw operators on plain CPU tensors: allocate results with torch, call the checked kernels.
 
 Shape names: ``n_sites``, ``c_in``, ``c_out``, ``n_offsets`` (kernel volume, row-major), ``n_src``
-and ``n_dst`` rows. Features are float32 or float64. Every result has the same bits for any number of
-threads (``torch.set_num_threads``). Nothing here knows autograd: see ``_autograd.py``.
+and ``n_dst`` rows. Features are float32 or float64. Every result has the same bits for any number
+of threads (``torch.set_num_threads``). Nothing here knows autograd: see ``_autograd.py``.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ def conv(
 def conv_input_grad(
     dy: Tensor, weight: Tensor, pairs: Pairs, n_src: int, groups: int = 1
 ) -> Tensor:
-    """``dx[src] = sum over pairs of dy[dst] . W_k^T``: (n_src, c_in), of the forward's arguments."""
+    """``dx[src] = sum over pairs of dy[dst] . W_k^T``: (n_src, c_in), the forward's arguments."""
     return conv(dy, weight, pairs.reversed(), n_src, groups=groups, transposed=True)
 
 
