@@ -97,13 +97,17 @@ class Report:
             parts = {"what": bar.what, "unit": bar.unit} | parts
         self.rows.append(Row(key=key, value=value, **parts))
 
+    def ordered(self) -> list[Row]:
+        """The rows in the order of the bars, those without one last."""
+        order = {key: i for i, key in enumerate(BARS)}
+        return sorted(self.rows, key=lambda row: order.get(row.key, len(order)))
+
     def text(self) -> str:
         """The table as fixed-width text."""
         machine = ", ".join(f"{name} {value:.1f}" for name, value in self.machine.items())
         names = ["what (float32, one thread unless said)", "must", "aim", "got", "", ""]
         table = [[*names, "ms", "GFLOP/s", "GB/s", "peer and its ms"]]
-        order = {key: i for i, key in enumerate(BARS)}
-        for row in sorted(self.rows, key=lambda r: order.get(r.key, len(order))):
+        for row in self.ordered():
             bars = (f"{row.bar.must:g}", f"{row.bar.aim:g}") if row.bar else ("", "")
             peer = " ".join(filter(None, (row.peer, _number(row.peer_ms, 3))))
             table.append(
@@ -134,7 +138,7 @@ class Report:
         path = RESULTS / f"{now:%Y%m%dT%H%M%SZ}-{isa or 'unknown'}.json"
         rows = [
             asdict(row) | {"verdict": row.verdict, "bar": asdict(row.bar) if row.bar else None}
-            for row in self.rows
+            for row in self.ordered()
         ]
         content = {
             "time": now.isoformat(timespec="seconds"),

@@ -106,3 +106,10 @@ def test_stub_names_what_the_module_has() -> None:
     module = {name for name in dir(ds._C) if not name.startswith("__")}
     assert module == {name for name in named if not name.startswith("__")}
     assert (PACKAGE / "py.typed").is_file()
+
+
+def test_version_is_the_same_everywhere() -> None:
+    assert info.collect()["version"] == ds.__version__
+    project = PACKAGE.parents[1] / "pyproject.toml"
+    if project.is_file():  # not beside an installed wheel
+        assert f'version = "{ds.__version__}"' in project.read_text()

@@ -35,9 +35,8 @@ void segment_sum_of(const Check& check, const Arg& values, const OptionalArg& ro
   check.tensor("out", out.view, dtype, {n_segments, n_channels});
   if (bias.given) check.tensor("bias", bias.view, dtype, {n_channels});
   if (mean.given) check.tensor("mean", mean.view, dtype, {n_segments, n_channels});
-  check.disjoint("out", out.view, "values", values.view);
-  if (bias.given) check.disjoint("out", out.view, "bias", bias.view);
-  if (mean.given) check.disjoint("out", out.view, "mean", mean.view);
+  check.apart({{"out", out.view}, {"workspace", workspace.view}},
+              {{"values", values.view}, {"rows", rows.view}, {"start", start.view}, {"bias", bias.view}, {"mean", mean.view}});
   check.tensor("workspace", workspace.view, DType::kInt64,
                {workspace_of(dtype == DType::kFloat64, n_positions, n_channels)});
   const py::gil_scoped_release release;

@@ -28,15 +28,15 @@ void window_table_checked(const Pairs& pairs, const OptionalArg& out_class, cons
     check.tensor("tap_class", tap_class.view, DType::kInt32, {-1, n_offsets});
     check.rows("out_class", out_class.view, 0, tap_class.view.shape[0]);
     check.rows("tap_class", tap_class.view, -1, rows_per_sample > 0 ? rows_per_sample : kMaxClassRow + 1);
-    check.disjoint("table", table.view, "out_class", out_class.view);
-    check.disjoint("table", table.view, "tap_class", tap_class.view);
   }
   if (out_batch.given) {
     check.tensor("out_batch", out_batch.view, DType::kInt32, {n_out});
     // class row = batch * rows_per_sample + class, below (batch + 1) * rows_per_sample <= kMaxClassRow + 1
     check.rows("out_batch", out_batch.view, 0, (kMaxClassRow + 1) / rows_per_sample);
-    check.disjoint("table", table.view, "out_batch", out_batch.view);
   }
+  pairs.check_disjoint(check, "table", table.view);
+  check.apart({{"table", table.view}},
+              {{"out_class", out_class.view}, {"tap_class", tap_class.view}, {"out_batch", out_batch.view}});
   const py::gil_scoped_release release;
   window_table({pairs.list(), n_out, out_class.view.as<int32_t>(), tap_class.view.as<int32_t>(),
                 out_batch.view.as<int32_t>(), rows_per_sample, table.view.as<int32_t>()},
@@ -54,6 +54,8 @@ GroundTapsArgs ground_taps_args(const Check& check, const Arg& table, int64_t n_
   check.tensor("flags", flags.view, DType::kInt32, {1 + n_flags});
   check.tensor("start", start.view, DType::kInt64, {n_out + 1});
   check.tensor("u_offset_start", u_offset_start.view, DType::kInt64, {n_offsets + 1});
+  check.apart({{"flags", flags.view}, {"start", start.view}, {"u_offset_start", u_offset_start.view}},
+              {{"table", table.view}});
   return {table.view.as<int32_t>(), n_out, n_offsets, n_class_rows, flags.view.as<int32_t>(),
           start.view.as<int64_t>(), u_offset_start.view.as<int64_t>()};
 }
@@ -83,6 +85,8 @@ void fill_ground_taps_checked(const Arg& table, int64_t n_class_rows, const Arg&
   check.tensor("class_rows", class_rows.view, DType::kInt32, {-1});
   check.starts("start", start.view, u_rows.view.shape[0]);
   check.starts("u_offset_start", u_offset_start.view, class_rows.view.shape[0]);
+  check.apart({{"u_rows", u_rows.view}, {"class_rows", class_rows.view}},
+              {{"table", table.view}, {"flags", flags.view}, {"start", start.view}, {"u_offset_start", u_offset_start.view}});
   bool good;
   {
     const py::gil_scoped_release release;
@@ -106,7 +110,7 @@ int64_t plan_inverse_checked(const Arg& rows, const Arg& counts, const Arg& star
   const int64_t n_values = counts.view.shape[1];
   check.at_least("chunks", counts.view.shape[0], 1);
   check.tensor("start", start.view, DType::kInt64, {n_values + 1});
-  check.disjoint("counts", counts.view, "start", start.view);
+  check.apart({{"counts", counts.view}, {"start", start.view}}, {{"rows", rows.view}});
   bool good;
   {
     const py::gil_scoped_release release;
@@ -123,7 +127,7 @@ void fill_inverse_checked(const Arg& rows, const Arg& counts, const Arg& index, 
   check.tensor("counts", counts.view, DType::kInt64, {-1, -1});
   check.at_least("chunks", counts.view.shape[0], 1);
   check.tensor("index", index.view, DType::kInt64, {-1});
-  check.disjoint("index", index.view, "counts", counts.view);
+  check.apart({{"index", index.view}, {"counts", counts.view}}, {{"rows", rows.view}});
   bool good;
   {
     const py::gil_scoped_release release;
@@ -148,9 +152,7 @@ DType check_windows(const Check& check, const Arg& x, const OptionalArg& ground,
   check.tensor("table", table.view, DType::kInt32, {-1, -1});
   check.rows("table", table.view, -1 - (ground.given ? ground.view.shape[0] : 0), x.view.shape[0]);
   check.tensor("y", y.view, dtype, {table.view.shape[0], n_channels});
-  check.disjoint("y", y.view, "x", x.view);
-  check.disjoint("y", y.view, "table", table.view);
-  if (ground.given) check.disjoint("y", y.view, "ground_rows", ground.view);
+  check.apart({{"y", y.view}}, {{"x", x.view}, {"table", table.view}, {"ground_rows", ground.view}});
   return dtype;
 }
 
@@ -159,10 +161,7 @@ void window_max_checked(const Arg& x, const OptionalArg& ground, const Arg& tabl
   const Check check{"window_max"};
   const DType dtype = check_windows(check, x, ground, table, y);
   check.tensor("arg", arg.view, DType::kInt32, {y.view.shape[0], y.view.shape[1]});
-  check.disjoint("arg", arg.view, "x", x.view);
-  check.disjoint("arg", arg.view, "y", y.view);
-  check.disjoint("arg", arg.view, "table", table.view);
-  if (ground.given) check.disjoint("arg", arg.view, "ground_rows", ground.view);
+  check.apart({{"arg", arg.view}}, {{"x", x.view}, {"y", y.view}, {"table", table.view}, {"ground_rows", ground.view}});
   const py::gil_scoped_release release;
   for_dtype(dtype, [&](auto zero) {
     window_max(window_args<decltype(zero)>(x, ground, table, y, arg.view.as<int32_t>()), n_threads);
@@ -195,8 +194,8 @@ void window_max_grad_checked(const Arg& dy, const Arg& arg, const Arg& start, co
     throw py::value_error("window_max_grad: K = " + std::to_string(n_offsets) + " is too large for " +
                           std::to_string(n_out) + " windows");
   check.rows("index", index.view, 0, n_entries);
-  check.disjoint("dx", dx.view, "dy", dy.view);
-  check.disjoint("dx", dx.view, "arg", arg.view);
+  check.apart({{"dx", dx.view}, {"workspace", workspace.view}},
+              {{"dy", dy.view}, {"arg", arg.view}, {"start", start.view}, {"index", index.view}});
   const bool is_double = dtype == DType::kFloat64;
   check.tensor("workspace", workspace.view, DType::kInt64,
                {is_double ? segment_workspace<double>(index.view.shape[0], n_channels)

@@ -119,6 +119,15 @@ void Check::disjoint(const char* name, const TensorView& out, const char* other_
     throw py::value_error(std::string(operation) + ": " + name + " overlaps " + other_name);
 }
 
+void Check::apart(std::initializer_list<NamedView> outputs, std::initializer_list<NamedView> inputs) const {
+  for (const NamedView* out = outputs.begin(); out != outputs.end(); ++out) {
+    for (const NamedView* other = out + 1; other != outputs.end(); ++other)
+      disjoint(out->name, out->view, other->name, other->view);
+    for (const NamedView& in : inputs)
+      if (in.view.data != nullptr) disjoint(out->name, out->view, in.name, in.view);
+  }
+}
+
 void Check::at_least(const char* name, int64_t value, int64_t least) const {
   if (value < least)
     throw py::value_error(std::string(operation) + ": " + name + " must be at least " + std::to_string(least) +

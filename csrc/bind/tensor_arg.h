@@ -20,6 +20,11 @@ struct OptionalArg {
 // Fills `view` from a tensor object; throws TypeError for anything else.
 void view_of(pybind11::handle object, TensorView* view);
 
+struct NamedView {
+  const char* name;
+  const TensorView& view;        // of an OptionalArg that is None: no bytes at all
+};
+
 // A check throws the documented exception, naming operation, argument, expected and got.
 struct Check {
   const char* operation;
@@ -27,6 +32,8 @@ struct Check {
   // -1 in `shape` means any extent.
   void tensor(const char* name, const TensorView& t, DType dtype, std::initializer_list<int64_t> shape) const;
   void disjoint(const char* name, const TensorView& out, const char* other_name, const TensorView& other) const;
+  // No output overlaps another output or an input.
+  void apart(std::initializer_list<NamedView> outputs, std::initializer_list<NamedView> inputs) const;
   void at_least(const char* name, int64_t value, int64_t least) const;
   // CSR starts: ascending from 0 to `total`.
   void starts(const char* name, const TensorView& t, int64_t total) const;

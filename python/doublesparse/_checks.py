@@ -45,6 +45,15 @@ def check_features(
         )
 
 
+def check_duplicates(duplicates: str) -> None:
+    """What to do with repeated sites must be known."""
+    known = ("error", "sum", "mean", "max", "first")
+    if duplicates not in known:
+        raise ValueError(
+            f"SparseTensor: duplicates must be one of {known}, got {duplicates!r}; pass one of them"
+        )
+
+
 def check_shape(spatial_shape: Sequence[int], where: str = "SparseTensor") -> tuple[int, ...]:
     """The extents as a tuple of ints.
 

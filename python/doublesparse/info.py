@@ -126,7 +126,7 @@ def _version() -> str:
     try:
         return version("doublesparse")
     except PackageNotFoundError:  # a development build on the path, not installed
-        return str(_core().__version__)
+        return str(importlib.import_module("doublesparse").__version__)
 
 
 def _torch() -> dict[str, Any]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ._autograd import gather_rows, merge_repeats
-from ._checks import check_features, check_shape, repeated
+from ._checks import check_duplicates, check_features, check_shape, repeated
 from ._ground import GroundState, differs, make_ground
 from ._torch_compat import function_name
 from .sites import Sites
@@ -19,7 +19,6 @@ __all__ = ["HANDLERS", "GroundState", "SparseTensor", "implements"]
 
 HANDLERS: dict[Callable[..., Any], Callable[..., Any]] = {}
 
-_DUPLICATES = ("error", "sum", "mean", "max", "first")
 _KEEP: Any = object()  # `replace` leaves the ground as it is; None is a ground of its own
 
 
@@ -84,11 +83,7 @@ class SparseTensor:
             RuntimeError: tensors on different devices.
             NotImplementedError: meta tensors.
         """
-        if duplicates not in _DUPLICATES:
-            raise ValueError(
-                f"SparseTensor: duplicates must be one of {_DUPLICATES}, got {duplicates!r}; "
-                "pass one of them"
-            )
+        check_duplicates(duplicates)
         check_features(features)
         shape = check_shape(spatial_shape)
         if isinstance(coords, Tensor) and coords.device != features.device and not coords.is_meta:
@@ -150,18 +145,12 @@ class SparseTensor:
             ground, channels, batch, shape, dense.dtype, dense.device, "SparseTensor.from_dense"
         )
         active = differs(dense.detach(), state)
-        return cls._at(dense, active, state)
-
-    @classmethod
-    def _at(cls, dense: Tensor, active: Tensor, ground: GroundState | None) -> SparseTensor:
-        """The sites of a dense tensor where `active` (B, *spatial)."""
-        batch, shape = dense.shape[0], tuple(dense.shape[2:])
         if active.numel() and bool(active.all()):
-            return cls._from_full(dense, keep_none=ground is None)
+            return cls._from_full(dense, keep_none=state is None)
         coords = active.nonzero()
         features = dense.movedim(1, -1)[tuple(coords.unbind(1))]
         sites = Sites(coords.to(torch.int32).contiguous(), shape, batch, dense.device)
-        return cls._of(features.contiguous(), sites, ground)
+        return cls._of(features.contiguous(), sites, state)
 
     @classmethod
     def _from_full(

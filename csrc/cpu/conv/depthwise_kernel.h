@@ -24,7 +24,7 @@ constexpr int kLineVecs = 64 / DS_VEC_BYTES;       // vectors of a cache line
 // near one another but not adjacent, so the hardware does not follow them. That gains a fifth where
 // an operand is larger than kFarBytes and costs a tenth where the caches hold it.
 constexpr int64_t kAhead = 8;
-constexpr int64_t kFarBytes = 4 << 20;
+constexpr int64_t kFarBytes = 2 << 20;
 
 // The pairs of one offset that write the rows of one step. The first `ahead` pairs from here on,
 // those of later steps included, may be looked at for prefetching.
