@@ -118,6 +118,11 @@ def interpolate(
         )
     shape = input.sites.spatial_shape
     n_axes = len(shape)
+    if (size is None) == (scale_factor is None):
+        raise ValueError(
+            f"interpolate: one of size and scale_factor must be given, got size={size}, "
+            f"scale_factor={scale_factor}; pass one of them"
+        )
     kwargs: dict[str, Any] = {
         "mode": mode,
         "align_corners": align_corners,
@@ -132,6 +137,12 @@ def interpolate(
         [_of_axis(name, value, a, n_axes) for a in range(n_axes)]
         for name, value in (("size", size), ("scale_factor", scale_factor))
     )
+    for n, scale, extent in zip(sizes, scales, shape, strict=True):
+        if (n is not None and n < 1) or (scale is not None and not scale * extent >= 1):
+            raise ValueError(
+                f"interpolate: size must be at least 1 on every axis, got size={size}, "
+                f"scale_factor={scale_factor} for {shape}; ask for a larger one"
+            )
     # torch's index rule differs between ranks, so the image has the rank of the input (at most 3)
     rest = min(n_axes, 3) - 1
 
@@ -194,6 +205,12 @@ def _padded_axis(extent: int, sides: tuple[int, int], mode: str) -> Array:
     if mode == "constant":
         return _column(F.pad(at, sides, mode, PAD))
     if mode in ("reflect", "replicate", "circular"):
+        most = {"reflect": extent - 1, "circular": extent}.get(mode, max(sides))
+        if max(sides) > most:
+            raise ValueError(
+                f"pad: {mode} padding must be at most {most} for an extent of {extent}, got "
+                f"{sides}; pad less, or pad twice"
+            )
         return _column(F.pad(at, sides, mode))
     raise ValueError(
         "pad: mode must be constant, reflect, replicate or circular, "

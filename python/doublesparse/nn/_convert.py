@@ -44,6 +44,11 @@ class ToDense(nn.Module):
 
     def forward(self, input: SparseTensor | Tensor) -> Tensor:
         """Convert."""
+        if not isinstance(input, (SparseTensor, Tensor)):
+            raise TypeError(
+                "ToDense: input must be a SparseTensor or a Tensor, got "
+                f"{type(input).__name__}; pass one of them"
+            )
         return input.to_dense() if isinstance(input, SparseTensor) else input
 
 
