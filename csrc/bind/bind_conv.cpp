@@ -9,37 +9,44 @@ namespace {
 namespace py = pybind11;
 
 // Channel counts, and sizes whose product with the kernel volume is a weight that fits any memory.
-void groups_fit(const Check& check, int64_t groups, int64_t c_in, int64_t c_out, int64_t n_offsets = 1) {
+void groups_fit(const Check& check, int64_t groups, int64_t c_in, int64_t c_out,
+                int64_t n_offsets = 1) {
   check.at_least("groups", groups, 1);
   check.at_least("c_in", c_in, 1);
   check.at_least("c_out", c_out, 1);
   check.at_least("n_offsets", n_offsets, 1);
   constexpr int64_t kMost = int64_t{1} << 20;
   if (c_in > kMost || c_out > kMost || n_offsets > kMost)
-    throw py::value_error(std::string(check.operation) + ": channels and kernel volume must be at most 2^20, got " +
-                          std::to_string(c_in) + ", " + std::to_string(c_out) + " and " + std::to_string(n_offsets));
+    throw py::value_error(
+        std::string(check.operation) + ": channels and kernel volume must be at most 2^20, got " +
+        std::to_string(c_in) + ", " + std::to_string(c_out) + " and " + std::to_string(n_offsets));
   if (c_in % groups != 0 || c_out % groups != 0)
-    throw py::value_error(std::string(check.operation) + ": groups = " + std::to_string(groups) + " must divide " +
-                          std::to_string(c_in) + " input and " + std::to_string(c_out) + " output channels");
+    throw py::value_error(std::string(check.operation) + ": groups = " + std::to_string(groups) +
+                          " must divide " + std::to_string(c_in) + " input and " +
+                          std::to_string(c_out) + " output channels");
 }
 
-int64_t workspace_of(bool is_double, int64_t c_in, int64_t c_out, int64_t n_offsets, int64_t groups) {
+int64_t workspace_of(bool is_double, int64_t c_in, int64_t c_out, int64_t n_offsets,
+                     int64_t groups) {
   groups_fit({"conv"}, groups, c_in, c_out, n_offsets);
   return is_double ? conv_workspace<double>(c_in, c_out, n_offsets, groups)
                    : conv_workspace<float>(c_in, c_out, n_offsets, groups);
 }
 
 void conv_checked(const Arg& x, const Arg& weight, const OptionalArg& bias, const OptionalArg& u,
-                  const OptionalArg& u_start, const OptionalArg& u_rows, const Pairs& pairs, int64_t groups,
-                  bool transposed, const Arg& workspace, const Arg& y, int n_threads) {
+                  const OptionalArg& u_start, const OptionalArg& u_rows, const Pairs& pairs,
+                  int64_t groups, bool transposed, const Arg& workspace, const Arg& y,
+                  int n_threads) {
   const Check check{"conv"};
   const DType dtype = check.floating("x", x.view);
   check.tensor("x", x.view, dtype, {-1, -1});
   check.tensor("y", y.view, dtype, {-1, -1});
   const int64_t c_in = x.view.shape[1], c_out = y.view.shape[1], n_dst = y.view.shape[0];
   groups_fit(check, groups, c_in, c_out);
-  if (transposed) check.tensor("weight", weight.view, dtype, {c_in, c_out / groups, -1});
-  else check.tensor("weight", weight.view, dtype, {c_out, c_in / groups, -1});
+  if (transposed)
+    check.tensor("weight", weight.view, dtype, {c_in, c_out / groups, -1});
+  else
+    check.tensor("weight", weight.view, dtype, {c_out, c_in / groups, -1});
   const int64_t n_offsets = weight.view.shape[2];
   groups_fit(check, groups, c_in, c_out, n_offsets);
   if (bias.given) check.tensor("bias", bias.view, dtype, {c_out});
@@ -69,14 +76,15 @@ void conv_checked(const Arg& x, const Arg& weight, const OptionalArg& bias, cons
   for_dtype(dtype, [&](auto zero) {
     using T = decltype(zero);
     conv<T>({x.view.as<T>(), weight.view.as<T>(), bias.given ? bias.view.as<T>() : nullptr,
-             u.given ? u.view.as<T>() : nullptr, u_start.view.as<int64_t>(), u_rows.view.as<int32_t>(),
-             y.view.as<T>(), workspace.view.as<T>(), pairs.list(), n_dst, c_in, c_out, groups, transposed},
+             u.given ? u.view.as<T>() : nullptr, u_start.view.as<int64_t>(),
+             u_rows.view.as<int32_t>(), y.view.as<T>(), workspace.view.as<T>(), pairs.list(), n_dst,
+             c_in, c_out, groups, transposed},
             n_threads);
   });
 }
 
-int64_t weight_grad_workspace_of(bool is_double, int64_t c_in, int64_t c_out, const Pairs& pairs, int64_t n_dst,
-                                 int64_t groups) {
+int64_t weight_grad_workspace_of(bool is_double, int64_t c_in, int64_t c_out, const Pairs& pairs,
+                                 int64_t n_dst, int64_t groups) {
   const Check check{"conv_weight_grad"};
   groups_fit(check, groups, c_in, c_out, pairs.list().n_offsets);
   check.at_least("n_dst", n_dst, 0);
@@ -84,7 +92,8 @@ int64_t weight_grad_workspace_of(bool is_double, int64_t c_in, int64_t c_out, co
                    : weight_grad_workspace<float>(c_in, c_out, pairs.list(), n_dst, groups);
 }
 
-void weight_grad_checked(const Arg& x, const Arg& dy, const Pairs& pairs, int64_t groups, const Arg& workspace, const Arg& dw, int n_threads) {
+void weight_grad_checked(const Arg& x, const Arg& dy, const Pairs& pairs, int64_t groups,
+                         const Arg& workspace, const Arg& dw, int n_threads) {
   const Check check{"conv_weight_grad"};
   const DType dtype = check.floating("x", x.view);
   check.tensor("x", x.view, dtype, {-1, -1});
@@ -102,12 +111,13 @@ void weight_grad_checked(const Arg& x, const Arg& dy, const Pairs& pairs, int64_
   check.disjoint("workspace", workspace.view, "x", x.view);
   check.disjoint("workspace", workspace.view, "dy", dy.view);
   check.tensor("workspace", workspace.view, dtype,
-               {weight_grad_workspace_of(dtype == DType::kFloat64, c_in, c_out, pairs, dy.view.shape[0], groups)});
+               {weight_grad_workspace_of(dtype == DType::kFloat64, c_in, c_out, pairs,
+                                         dy.view.shape[0], groups)});
   const py::gil_scoped_release release;
   for_dtype(dtype, [&](auto zero) {
     using T = decltype(zero);
-    weight_grad<T>({x.view.as<T>(), dy.view.as<T>(), dw.view.as<T>(), workspace.view.as<T>(), pairs.list(),
-                    dy.view.shape[0], c_in, c_out, groups},
+    weight_grad<T>({x.view.as<T>(), dy.view.as<T>(), dw.view.as<T>(), workspace.view.as<T>(),
+                    pairs.list(), dy.view.shape[0], c_in, c_out, groups},
                    n_threads);
   });
 }
@@ -115,7 +125,9 @@ void weight_grad_checked(const Arg& x, const Arg& dy, const Pairs& pairs, int64_
 }  // namespace
 
 void bind_conv(py::module_& m) {
-  py::class_<Pairs>(m, "Pairs", "Pair lists of a rulebook, checked once: src_rows, dst_rows (int32), offset_start (int64).")
+  py::class_<Pairs>(
+      m, "Pairs",
+      "Pair lists of a rulebook, checked once: src_rows, dst_rows (int32), offset_start (int64).")
       .def(py::init<py::object, py::object, py::object>())
       .def("reversed", &Pairs::reversed)
       .def_property_readonly("n_pairs", &Pairs::n_pairs)

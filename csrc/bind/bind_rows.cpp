@@ -16,9 +16,9 @@ int64_t workspace_of(bool is_double, int64_t n_positions, int64_t n_channels) {
 }
 
 // rows, bias, mean: see SegmentSumArgs; a null bias or mean is None.
-void segment_sum_of(const Check& check, const Arg& values, const OptionalArg& rows, const Arg& start,
-                    const OptionalArg& bias, const OptionalArg& mean, const Arg& workspace, const Arg& out,
-                    int n_threads) {
+void segment_sum_of(const Check& check, const Arg& values, const OptionalArg& rows,
+                    const Arg& start, const OptionalArg& bias, const OptionalArg& mean,
+                    const Arg& workspace, const Arg& out, int n_threads) {
   const DType dtype = check.floating("values", values.view);
   check.tensor("values", values.view, dtype, {-1, -1});
   const int64_t n_values = values.view.shape[0], n_channels = values.view.shape[1];
@@ -35,8 +35,11 @@ void segment_sum_of(const Check& check, const Arg& values, const OptionalArg& ro
   check.tensor("out", out.view, dtype, {n_segments, n_channels});
   if (bias.given) check.tensor("bias", bias.view, dtype, {n_channels});
   if (mean.given) check.tensor("mean", mean.view, dtype, {n_segments, n_channels});
-  check.apart({{"out", out.view}, {"workspace", workspace.view}},
-              {{"values", values.view}, {"rows", rows.view}, {"start", start.view}, {"bias", bias.view}, {"mean", mean.view}});
+  check.apart({{"out", out.view}, {"workspace", workspace.view}}, {{"values", values.view},
+                                                                   {"rows", rows.view},
+                                                                   {"start", start.view},
+                                                                   {"bias", bias.view},
+                                                                   {"mean", mean.view}});
   check.tensor("workspace", workspace.view, DType::kInt64,
                {workspace_of(dtype == DType::kFloat64, n_positions, n_channels)});
   const py::gil_scoped_release release;
@@ -44,20 +47,22 @@ void segment_sum_of(const Check& check, const Arg& values, const OptionalArg& ro
     using T = decltype(zero);
     const bool is_wide = rows.view.dtype == DType::kInt64;
     segment_sum<T>({values.view.as<T>(), is_wide ? nullptr : rows.view.as<int32_t>(),
-                    is_wide ? rows.view.as<int64_t>() : nullptr, start.view.as<int64_t>(), n_segments, n_channels,
-                    bias.view.as<T>(), mean.view.as<T>(), out.view.as<T>()},
+                    is_wide ? rows.view.as<int64_t>() : nullptr, start.view.as<int64_t>(),
+                    n_segments, n_channels, bias.view.as<T>(), mean.view.as<T>(), out.view.as<T>()},
                    workspace.view.as<int64_t>(), n_threads);
   });
 }
 
-void segment_sum_checked(const Arg& values, const OptionalArg& rows, const Arg& start, const OptionalArg& bias,
-                         const Arg& workspace, const Arg& out, int n_threads) {
+void segment_sum_checked(const Arg& values, const OptionalArg& rows, const Arg& start,
+                         const OptionalArg& bias, const Arg& workspace, const Arg& out,
+                         int n_threads) {
   segment_sum_of({"segment_sum"}, values, rows, start, bias, {}, workspace, out, n_threads);
 }
 
-void segment_sum_sq_checked(const Arg& values, const Arg& start, const Arg& mean, const Arg& workspace,
-                            const Arg& out, int n_threads) {
-  segment_sum_of({"segment_sum_sq"}, values, {}, start, {}, {mean.view, true}, workspace, out, n_threads);
+void segment_sum_sq_checked(const Arg& values, const Arg& start, const Arg& mean,
+                            const Arg& workspace, const Arg& out, int n_threads) {
+  segment_sum_of({"segment_sum_sq"}, values, {}, start, {}, {mean.view, true}, workspace, out,
+                 n_threads);
 }
 
 }  // namespace

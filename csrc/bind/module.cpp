@@ -7,14 +7,16 @@
 namespace py = pybind11;
 
 PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
-  m.doc() = "doublesparse kernels on raw tensors; doublesparse.ops is the checked front of this module.";
+  m.doc() =
+      "doublesparse kernels on raw tensors; doublesparse.ops is the checked front of this module.";
   m.attr("__version__") = DS_VERSION;
   m.attr("compiler") = __VERSION__;
   pthread_atfork(nullptr, nullptr, [] { ds::forked_child() = true; });
   m.def("isa_compiled", [] {
     py::list names;
     for (int i = 0; i < ds::kNumIsas; ++i)
-      if (ds::kernel_table_of(static_cast<ds::Isa>(i))) names.append(ds::isa_name(static_cast<ds::Isa>(i)));
+      if (ds::kernel_table_of(static_cast<ds::Isa>(i)))
+        names.append(ds::isa_name(static_cast<ds::Isa>(i)));
     return names;
   });
   m.def("isa_detected", [] { return ds::isa_name(ds::detected_isa()); });

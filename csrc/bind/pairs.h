@@ -1,6 +1,6 @@
-// The pair lists of a rulebook as one argument: checked once, when made, instead of on every call (a pass over the
-// lists costs as much as the smallest convolutions), and kept alive with the tensors it reads. They must not be
-// written to afterwards.
+// The pair lists of a rulebook as one argument: checked once, when made, instead of on every call
+// (a pass over the lists costs as much as the smallest convolutions), and kept alive with the
+// tensors it reads. They must not be written to afterwards.
 #pragma once
 #include <pybind11/pybind11.h>
 
@@ -30,9 +30,13 @@ class Pairs {
   }
 
   // Of a plan's own making: ascending by construction, so there is nothing to check.
-  Pairs(pybind11::object src, pybind11::object dst, pybind11::object start, const PairList& list, int64_t n_src,
-        int64_t n_dst)
-      : src_(std::move(src)), dst_(std::move(dst)), start_(std::move(start)), list_(list), src_bound_(n_src),
+  Pairs(pybind11::object src, pybind11::object dst, pybind11::object start, const PairList& list,
+        int64_t n_src, int64_t n_dst)
+      : src_(std::move(src)),
+        dst_(std::move(dst)),
+        start_(std::move(start)),
+        list_(list),
+        src_bound_(n_src),
         dst_bound_(n_dst) {}
 
   Pairs reversed() const {
@@ -46,11 +50,13 @@ class Pairs {
   void check_fits(const Check& check, int64_t n_offsets, int64_t n_src, int64_t n_dst) const {
     const std::string where = std::string(check.operation) + ": pairs ";
     if (n_offsets != list_.n_offsets)
-      throw pybind11::value_error(where + "have " + std::to_string(list_.n_offsets) + " offsets, the weight has " +
-                                  std::to_string(n_offsets));
+      throw pybind11::value_error(where + "have " + std::to_string(list_.n_offsets) +
+                                  " offsets, the weight has " + std::to_string(n_offsets));
     if (src_bound_ > n_src || dst_bound_ > n_dst)
-      throw pybind11::value_error(where + "name row " + std::to_string(src_bound_ > n_src ? src_bound_ - 1 : dst_bound_ - 1) +
-                                  " of an operand with " + std::to_string(src_bound_ > n_src ? n_src : n_dst) + " rows");
+      throw pybind11::value_error(
+          where + "name row " +
+          std::to_string(src_bound_ > n_src ? src_bound_ - 1 : dst_bound_ - 1) +
+          " of an operand with " + std::to_string(src_bound_ > n_src ? n_src : n_dst) + " rows");
   }
 
   void check_disjoint(const Check& check, const char* name, const TensorView& out) const {
@@ -68,7 +74,8 @@ class Pairs {
   pybind11::object offset_start() const { return start_; }
 
  private:
-  // Rows of every list must be >= 0 and strictly ascending (the kernels write several rows at once); returns 1 + the largest.
+  // Rows of every list must be >= 0 and strictly ascending (the kernels write several rows at
+  // once); returns 1 + the largest.
   int64_t ascending_bound(const char* name, const int32_t* rows) const {
     int64_t bound = 0;
     for (int64_t k = 0; k < list_.n_offsets; ++k) {
@@ -78,7 +85,9 @@ class Pairs {
         good &= rows[i] > previous;
         previous = rows[i];
       }
-      if (!good) throw pybind11::value_error(std::string("Pairs: ") + name + " must strictly ascend within each offset");
+      if (!good)
+        throw pybind11::value_error(std::string("Pairs: ") + name +
+                                    " must strictly ascend within each offset");
       bound = std::max(bound, previous + 1);
     }
     return bound;

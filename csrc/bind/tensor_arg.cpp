@@ -20,28 +20,38 @@ DType dtype_of(uint8_t code, int bits) {
 
 const char* name_of(DType dtype) {
   switch (dtype) {
-    case DType::kInt32: return "int32";
-    case DType::kInt64: return "int64";
-    case DType::kFloat32: return "float32";
-    case DType::kFloat64: return "float64";
-    default: return "another dtype";
+    case DType::kInt32:
+      return "int32";
+    case DType::kInt64:
+      return "int64";
+    case DType::kFloat32:
+      return "float32";
+    case DType::kFloat64:
+      return "float64";
+    default:
+      return "another dtype";
   }
 }
 
-// The table of the two tensor types seen last (Tensor and Parameter): types live as long as torch does.
+// The table of the two tensor types seen last (Tensor and Parameter): types live as long as torch
+// does.
 const dlpack::ExchangeApi* exchange_api(PyTypeObject* type) {
   static PyTypeObject* types[2] = {};
   static const dlpack::ExchangeApi* apis[2] = {};
   for (int i = 0; i < 2; ++i)
     if (types[i] == type) return apis[i];
-  PyObject* capsule = PyObject_GetAttrString(reinterpret_cast<PyObject*>(type), "__dlpack_c_exchange_api__");
+  PyObject* capsule =
+      PyObject_GetAttrString(reinterpret_cast<PyObject*>(type), "__dlpack_c_exchange_api__");
   const dlpack::ExchangeApi* api = nullptr;
   if (capsule != nullptr) {
-    api = static_cast<const dlpack::ExchangeApi*>(PyCapsule_GetPointer(capsule, "dlpack_exchange_api"));
+    api = static_cast<const dlpack::ExchangeApi*>(
+        PyCapsule_GetPointer(capsule, "dlpack_exchange_api"));
     Py_DECREF(capsule);
   }
   PyErr_Clear();
-  if (api != nullptr && (api->header.version.major != 1 || api->dltensor_from_py_object_no_sync == nullptr)) api = nullptr;
+  if (api != nullptr &&
+      (api->header.version.major != 1 || api->dltensor_from_py_object_no_sync == nullptr))
+    api = nullptr;
   if (api != nullptr) {
     types[1] = types[0];
     apis[1] = apis[0];
@@ -64,10 +74,14 @@ void view_by_attributes(py::handle object, TensorView* view) {
   if (view->device_type == 0)
     throw std::runtime_error("doublesparse: tensors on device '" + device + "' are not supported");
   const std::string dtype = py::str(object.attr("dtype"));
-  view->dtype = dtype == "torch.float32" ? DType::kFloat32 : dtype == "torch.float64" ? DType::kFloat64
-              : dtype == "torch.int32" ? DType::kInt32 : dtype == "torch.int64" ? DType::kInt64 : DType::kOther;
+  view->dtype = dtype == "torch.float32"   ? DType::kFloat32
+                : dtype == "torch.float64" ? DType::kFloat64
+                : dtype == "torch.int32"   ? DType::kInt32
+                : dtype == "torch.int64"   ? DType::kInt64
+                                           : DType::kOther;
   const py::tuple shape(object.attr("shape")), strides(object.attr("stride")());
-  if (shape.size() > kMaxDims) throw py::value_error("doublesparse: a tensor has more than 8 dimensions");
+  if (shape.size() > kMaxDims)
+    throw py::value_error("doublesparse: a tensor has more than 8 dimensions");
   view->n_dims = static_cast<int32_t>(shape.size());
   for (int i = 0; i < view->n_dims; ++i) {
     view->shape[i] = shape[i].cast<int64_t>();
@@ -96,20 +110,25 @@ void view_of(py::handle object, TensorView* view) {
   }
 }
 
-void Check::tensor(const char* name, const TensorView& t, DType dtype, std::initializer_list<int64_t> shape) const {
+void Check::tensor(const char* name, const TensorView& t, DType dtype,
+                   std::initializer_list<int64_t> shape) const {
   const std::string where = std::string(operation) + ": " + name;
   if (t.device_type != dlpack::kCpu) throw std::runtime_error(where + " must be on the CPU");
-  if (t.dtype != dtype) throw py::type_error(where + " must be " + name_of(dtype) + ", got " + name_of(t.dtype));
+  if (t.dtype != dtype)
+    throw py::type_error(where + " must be " + name_of(dtype) + ", got " + name_of(t.dtype));
   bool fits = t.n_dims == static_cast<int>(shape.size());
-  for (int i = 0; fits && i < t.n_dims; ++i) fits = shape.begin()[i] < 0 || shape.begin()[i] == t.shape[i];
+  for (int i = 0; fits && i < t.n_dims; ++i)
+    fits = shape.begin()[i] < 0 || shape.begin()[i] == t.shape[i];
   if (!fits)
-    throw py::value_error(where + " must have shape " + shape_text(shape.begin(), static_cast<int>(shape.size())) +
-                          ", got " + shape_text(t.shape, t.n_dims));
+    throw py::value_error(where + " must have shape " +
+                          shape_text(shape.begin(), static_cast<int>(shape.size())) + ", got " +
+                          shape_text(t.shape, t.n_dims));
   if (!t.is_contiguous()) throw py::value_error(where + " must be contiguous; use .contiguous()");
   if (t.data == nullptr && t.n_elements() > 0) throw py::value_error(where + " has no storage");
 }
 
-void Check::disjoint(const char* name, const TensorView& out, const char* other_name, const TensorView& other) const {
+void Check::disjoint(const char* name, const TensorView& out, const char* other_name,
+                     const TensorView& other) const {
   const auto bytes = [](const TensorView& t) {
     return t.n_elements() * (t.dtype == DType::kInt32 || t.dtype == DType::kFloat32 ? 4 : 8);
   };
@@ -119,7 +138,8 @@ void Check::disjoint(const char* name, const TensorView& out, const char* other_
     throw py::value_error(std::string(operation) + ": " + name + " overlaps " + other_name);
 }
 
-void Check::apart(std::initializer_list<NamedView> outputs, std::initializer_list<NamedView> inputs) const {
+void Check::apart(std::initializer_list<NamedView> outputs,
+                  std::initializer_list<NamedView> inputs) const {
   for (const NamedView* out = outputs.begin(); out != outputs.end(); ++out) {
     for (const NamedView* other = out + 1; other != outputs.end(); ++other)
       disjoint(out->name, out->view, other->name, other->view);
@@ -130,8 +150,8 @@ void Check::apart(std::initializer_list<NamedView> outputs, std::initializer_lis
 
 void Check::at_least(const char* name, int64_t value, int64_t least) const {
   if (value < least)
-    throw py::value_error(std::string(operation) + ": " + name + " must be at least " + std::to_string(least) +
-                          ", got " + std::to_string(value));
+    throw py::value_error(std::string(operation) + ": " + name + " must be at least " +
+                          std::to_string(least) + ", got " + std::to_string(value));
 }
 
 void Check::starts(const char* name, const TensorView& t, int64_t total) const {
@@ -140,7 +160,8 @@ void Check::starts(const char* name, const TensorView& t, int64_t total) const {
   bool good = n > 0 && v[0] == 0 && v[n - 1] == total;
   for (int64_t i = 1; good && i < n; ++i) good = v[i - 1] <= v[i];
   if (!good)
-    throw py::value_error(std::string(operation) + ": " + name + " must ascend from 0 to " + std::to_string(total));
+    throw py::value_error(std::string(operation) + ": " + name + " must ascend from 0 to " +
+                          std::to_string(total));
 }
 
 void Check::starts_within(const char* name, const TensorView& t, int64_t total) const {
@@ -149,7 +170,8 @@ void Check::starts_within(const char* name, const TensorView& t, int64_t total) 
   bool good = n > 0 && v[0] >= 0 && v[n - 1] <= total;
   for (int64_t i = 1; good && i < n; ++i) good = v[i - 1] <= v[i];
   if (!good)
-    throw py::value_error(std::string(operation) + ": " + name + " must ascend within 0 and " + std::to_string(total));
+    throw py::value_error(std::string(operation) + ": " + name + " must ascend within 0 and " +
+                          std::to_string(total));
 }
 
 template <class Int>
@@ -160,19 +182,23 @@ void rows_within(const std::string& where, const Int* v, int64_t n, int64_t low,
     most = v[i] > most ? v[i] : most;
   }
   if (n > 0 && (least < low || most >= high))
-    throw py::value_error(where + " must lie in [" + std::to_string(low) + ", " + std::to_string(high) + "), got " +
+    throw py::value_error(where + " must lie in [" + std::to_string(low) + ", " +
+                          std::to_string(high) + "), got " +
                           std::to_string(least < low ? least : most));
 }
 
 void Check::rows(const char* name, const TensorView& t, int64_t low, int64_t high) const {
   const std::string where = std::string(operation) + ": " + name;
-  if (t.dtype == DType::kInt64) rows_within(where, t.as<int64_t>(), t.n_elements(), low, high);
-  else rows_within(where, t.as<int32_t>(), t.n_elements(), low, high);
+  if (t.dtype == DType::kInt64)
+    rows_within(where, t.as<int64_t>(), t.n_elements(), low, high);
+  else
+    rows_within(where, t.as<int32_t>(), t.n_elements(), low, high);
 }
 
 DType Check::floating(const char* name, const TensorView& t) const {
   if (t.dtype != DType::kFloat32 && t.dtype != DType::kFloat64)
-    throw py::type_error(std::string(operation) + ": " + name + " must be float32 or float64, got " + name_of(t.dtype));
+    throw py::type_error(std::string(operation) + ": " + name +
+                         " must be float32 or float64, got " + name_of(t.dtype));
   return t.dtype;
 }
 

@@ -1,5 +1,6 @@
-// torch.Tensor arguments as TensorView, without a torch header: through the DLPack C exchange table of the tensor's
-// type (torch >= 2.9 or so: 0.1 us a tensor), or attribute by attribute where a type offers none.
+// torch.Tensor arguments as TensorView, without a torch header: through the DLPack C exchange table
+// of the tensor's type (torch >= 2.9 or so: 0.1 us a tensor), or attribute by attribute where a
+// type offers none.
 #pragma once
 #include <pybind11/pybind11.h>
 
@@ -11,7 +12,9 @@
 namespace ds {
 
 // Two argument types so that a signature says whether None is allowed.
-struct Arg { TensorView view; };
+struct Arg {
+  TensorView view;
+};
 struct OptionalArg {
   TensorView view;
   bool given = false;
@@ -22,7 +25,7 @@ void view_of(pybind11::handle object, TensorView* view);
 
 struct NamedView {
   const char* name;
-  const TensorView& view;        // of an OptionalArg that is None: no bytes at all
+  const TensorView& view;  // of an OptionalArg that is None: no bytes at all
 };
 
 // A check throws the documented exception, naming operation, argument, expected and got.
@@ -30,10 +33,13 @@ struct Check {
   const char* operation;
 
   // -1 in `shape` means any extent.
-  void tensor(const char* name, const TensorView& t, DType dtype, std::initializer_list<int64_t> shape) const;
-  void disjoint(const char* name, const TensorView& out, const char* other_name, const TensorView& other) const;
+  void tensor(const char* name, const TensorView& t, DType dtype,
+              std::initializer_list<int64_t> shape) const;
+  void disjoint(const char* name, const TensorView& out, const char* other_name,
+                const TensorView& other) const;
   // No output overlaps another output or an input.
-  void apart(std::initializer_list<NamedView> outputs, std::initializer_list<NamedView> inputs) const;
+  void apart(std::initializer_list<NamedView> outputs,
+             std::initializer_list<NamedView> inputs) const;
   void at_least(const char* name, int64_t value, int64_t least) const;
   // CSR starts: ascending from 0 to `total`.
   void starts(const char* name, const TensorView& t, int64_t total) const;
@@ -41,27 +47,31 @@ struct Check {
   void starts_within(const char* name, const TensorView& t, int64_t total) const;
   // every element (int32 or int64) in [low, high)
   void rows(const char* name, const TensorView& t, int64_t low, int64_t high) const;
-  DType floating(const char* name, const TensorView& t) const;   // float32 or float64
+  DType floating(const char* name, const TensorView& t) const;  // float32 or float64
 };
 
 inline std::string shape_text(const int64_t* shape, int n) {
   std::string text = "(";
-  for (int i = 0; i < n; ++i) text += (i ? ", " : "") + (shape[i] < 0 ? std::string("any") : std::to_string(shape[i]));
+  for (int i = 0; i < n; ++i)
+    text += (i ? ", " : "") + (shape[i] < 0 ? std::string("any") : std::to_string(shape[i]));
   return text + ")";
 }
 
 // Calls f(T{}) with float or double.
 template <class F>
 void for_dtype(DType dtype, const F& f) {
-  if (dtype == DType::kFloat64) f(double{});
-  else f(float{});
+  if (dtype == DType::kFloat64)
+    f(double{});
+  else
+    f(float{});
 }
 
 }  // namespace ds
 
 namespace pybind11::detail {
 
-template <> struct type_caster<ds::Arg> {
+template <>
+struct type_caster<ds::Arg> {
   PYBIND11_TYPE_CASTER(ds::Arg, const_name("torch.Tensor"));
   bool load(handle source, bool) {
     ds::view_of(source, &value.view);
@@ -69,7 +79,8 @@ template <> struct type_caster<ds::Arg> {
   }
 };
 
-template <> struct type_caster<ds::OptionalArg> {
+template <>
+struct type_caster<ds::OptionalArg> {
   PYBIND11_TYPE_CASTER(ds::OptionalArg, const_name("torch.Tensor | None"));
   bool load(handle source, bool) {
     value.given = !source.is_none();

@@ -1,5 +1,6 @@
-// The one place that knows OpenMP. Jobs are numbered and independent; which thread runs which job never
-// changes a result, so the schedule is dynamic (tiles differ in work) and the bits do not depend on it.
+// The one place that knows OpenMP. Jobs are numbered and independent; which thread runs which job
+// never changes a result, so the schedule is dynamic (tiles differ in work) and the bits do not
+// depend on it.
 #pragma once
 #include <omp.h>
 #include <unistd.h>
@@ -8,7 +9,8 @@
 
 namespace ds {
 
-// libgomp's pool does not survive a fork: the child runs serial (set by the pthread_atfork handler of bind/).
+// libgomp's pool does not survive a fork: the child runs serial (set by the pthread_atfork handler
+// of bind/).
 inline bool& forked_child() {
   static bool forked = false;
   return forked;

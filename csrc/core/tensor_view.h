@@ -9,13 +9,16 @@ constexpr int kMaxDims = 8;
 
 struct TensorView {
   void* data = nullptr;
-  int32_t device_type = 0;               // dlpack::DeviceType
+  int32_t device_type = 0;  // dlpack::DeviceType
   DType dtype = DType::kOther;
   int32_t n_dims = 0;
   int64_t shape[kMaxDims] = {};
-  int64_t strides[kMaxDims] = {};        // in elements
+  int64_t strides[kMaxDims] = {};  // in elements
 
-  template <class T> T* as() const { return static_cast<T*>(data); }
+  template <class T>
+  T* as() const {
+    return static_cast<T*>(data);
+  }
   int64_t n_elements() const {
     int64_t n = 1;
     for (int i = 0; i < n_dims; ++i) n *= shape[i];

@@ -15,15 +15,20 @@ extern const KernelTable kAvx512Kernels;
 
 const KernelTable* kernel_table_of(Isa isa) {
   switch (isa) {
-    case Isa::kReference: return &kReferenceKernels;
-    case Isa::kBaseline: return &kBaselineKernels;
+    case Isa::kReference:
+      return &kReferenceKernels;
+    case Isa::kBaseline:
+      return &kBaselineKernels;
 #ifdef DS_HAVE_avx2
-    case Isa::kAvx2: return &kAvx2Kernels;
+    case Isa::kAvx2:
+      return &kAvx2Kernels;
 #endif
 #ifdef DS_HAVE_avx512
-    case Isa::kAvx512: return &kAvx512Kernels;
+    case Isa::kAvx512:
+      return &kAvx512Kernels;
 #endif
-    default: return nullptr;
+    default:
+      return nullptr;
   }
 }
 
@@ -34,7 +39,7 @@ Isa chosen_isa() {
     const char* name = std::getenv("DOUBLESPARSE_ISA");
     if (name != nullptr && isa_from_name(name, &wanted) && wanted < cap) cap = wanted;
     int isa = static_cast<int>(cap);
-    while (kernel_table_of(static_cast<Isa>(isa)) == nullptr) --isa;   // kReference always exists
+    while (kernel_table_of(static_cast<Isa>(isa)) == nullptr) --isa;  // kReference always exists
     return static_cast<Isa>(isa);
   }();
   return chosen;

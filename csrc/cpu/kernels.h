@@ -1,5 +1,5 @@
-// The table of SIMD kernels: one per instruction set, chosen once per process. A kernel works on one tile or
-// one block on the calling thread; it owns neither threads nor memory and cannot fail.
+// The table of SIMD kernels: one per instruction set, chosen once per process. A kernel works on
+// one tile or one block on the calling thread; it owns neither threads nor memory and cannot fail.
 #pragma once
 #include <cstdint>
 
@@ -11,21 +11,22 @@
 namespace ds {
 
 // y[dst] = bias + sum of u rows + sum_k W_k x[src], for the output rows [row_begin, row_end).
-// The list of offset k is pairs [offset_start[k], offset_start[k + 1]), ascending in dst: the tile's part of it
-// is found by binary search. For every output the sum runs over offsets, then input channels, ascending, in one
-// chain of multiply-adds: its bits depend on neither the tile nor the grouping of rows.
-constexpr int64_t kNarrowColumns = 4;   // up to here a weight is packed with panel width 1
+// The list of offset k is pairs [offset_start[k], offset_start[k + 1]), ascending in dst: the
+// tile's part of it is found by binary search. For every output the sum runs over offsets, then
+// input channels, ascending, in one chain of multiply-adds: its bits depend on neither the tile nor
+// the grouping of rows.
+constexpr int64_t kNarrowColumns = 4;  // up to here a weight is packed with panel width 1
 
 template <class T>
 struct GemmTile {
-  const T* x;                    // (n_src, ldx), this group's c_in columns from column 0
+  const T* x;  // (n_src, ldx), this group's c_in columns from column 0
   int64_t ldx;
-  const T* w;                    // packed: [offset][panel][c_in][width], zero-padded; width = packed_width()
+  const T* w;  // packed: [offset][panel][c_in][width], zero-padded; width = packed_width()
   int64_t n_offsets, c_in, c_out;
-  T* y;                          // (n_dst, ldy)
+  T* y;  // (n_dst, ldy)
   int64_t ldy;
-  const T* bias;                 // (c_out) or null
-  const T* u;                    // (n_u, ldy) or null: values to add to a row, CSR by output row
+  const T* bias;  // (c_out) or null
+  const T* u;     // (n_u, ldy) or null: values to add to a row, CSR by output row
   const int64_t* u_start;
   const int32_t* u_rows;
   const int32_t* src;
@@ -50,7 +51,7 @@ struct WeightGradBlock {
 
 template <class T>
 struct KernelSet {
-  int panel_width;               // columns of a packed weight panel
+  int panel_width;  // columns of a packed weight panel
   void (*gemm_tile)(const GemmTile<T>&);
   void (*weight_grad_block)(const WeightGradBlock<T>&);
   // c_in == c_out == the channels, w (n_offsets, channels)
@@ -59,7 +60,8 @@ struct KernelSet {
   // rows [row_begin, row_end) of the table
   void (*window_max)(const WindowArgs<T>&, int64_t row_begin, int64_t row_end);
   void (*window_sum)(const WindowArgs<T>&, int64_t row_begin, int64_t row_end);
-  // These two leave out segments longer than kSegmentChunk: the driver cuts them up (cpu/rows/segments.h).
+  // These two leave out segments longer than kSegmentChunk: the driver cuts them up
+  // (cpu/rows/segments.h).
   void (*window_max_grad)(const WindowMaxGradArgs<T>&);
   void (*segment_sum)(const SegmentSumArgs<T>&);
 };
@@ -74,12 +76,21 @@ const KernelTable& kernel_table();            // of the chosen ISA
 const KernelTable* kernel_table_of(Isa isa);  // null where not compiled in
 Isa chosen_isa();                             // DOUBLESPARSE_ISA caps what detected_isa() found
 
-template <class T> const KernelSet<T>& kernels();
-template <class T> int64_t packed_width(int64_t c_out);   // of a group's packed weight
-template <> inline const KernelSet<float>& kernels<float>() { return kernel_table().f32; }
-template <> inline const KernelSet<double>& kernels<double>() { return kernel_table().f64; }
+template <class T>
+const KernelSet<T>& kernels();
+template <class T>
+int64_t packed_width(int64_t c_out);  // of a group's packed weight
+template <>
+inline const KernelSet<float>& kernels<float>() {
+  return kernel_table().f32;
+}
+template <>
+inline const KernelSet<double>& kernels<double>() {
+  return kernel_table().f64;
+}
 
-template <class T> int64_t packed_width(int64_t c_out) {
+template <class T>
+int64_t packed_width(int64_t c_out) {
   return c_out <= kNarrowColumns ? 1 : kernels<T>().panel_width;
 }
 

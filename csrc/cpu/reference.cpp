@@ -19,6 +19,7 @@ constexpr KernelSet<T> reference_set() {
 }  // namespace
 
 extern const KernelTable kReferenceKernels;
-const KernelTable kReferenceKernels = {Isa::kReference, reference_set<float>(), reference_set<double>()};
+const KernelTable kReferenceKernels = {Isa::kReference, reference_set<float>(),
+                                       reference_set<double>()};
 
 }  // namespace ds

@@ -1,17 +1,26 @@
 // The scalar kernels: plain statements of what the SIMD kernels compute, kept as their oracle
-// (DOUBLESPARSE_ISA=reference). Each family defines its own in <op>_ref.cpp; reference.cpp gathers them.
+// (DOUBLESPARSE_ISA=reference). Each family defines its own in <op>_ref.cpp; reference.cpp gathers
+// them.
 #pragma once
 #include "cpu/kernels.h"
 
 namespace ds {
 
-template <class T> void gemm_tile_ref(const GemmTile<T>& t);
-template <class T> void weight_grad_block_ref(const WeightGradBlock<T>& t);
-template <class T> void depthwise_tile_ref(const GemmTile<T>& t);
-template <class T> void depthwise_grad_chunk_ref(const DepthwiseGradChunk<T>& t);
-template <class T> void window_max_ref(const WindowArgs<T>& a, int64_t row_begin, int64_t row_end);
-template <class T> void window_sum_ref(const WindowArgs<T>& a, int64_t row_begin, int64_t row_end);
-template <class T> void window_max_grad_ref(const WindowMaxGradArgs<T>& a);
-template <class T> void segment_sum_ref(const SegmentSumArgs<T>& a);
+template <class T>
+void gemm_tile_ref(const GemmTile<T>& t);
+template <class T>
+void weight_grad_block_ref(const WeightGradBlock<T>& t);
+template <class T>
+void depthwise_tile_ref(const GemmTile<T>& t);
+template <class T>
+void depthwise_grad_chunk_ref(const DepthwiseGradChunk<T>& t);
+template <class T>
+void window_max_ref(const WindowArgs<T>& a, int64_t row_begin, int64_t row_end);
+template <class T>
+void window_sum_ref(const WindowArgs<T>& a, int64_t row_begin, int64_t row_end);
+template <class T>
+void window_max_grad_ref(const WindowMaxGradArgs<T>& a);
+template <class T>
+void segment_sum_ref(const SegmentSumArgs<T>& a);
 
 }  // namespace ds

@@ -9,14 +9,18 @@
 namespace ds {
 namespace {
 
-// A tile of output rows: small enough to stay in L2 while all offsets pass over it, large enough that streaming
-// all weights past it once (they are shared by its rows) is a small part of the work.
+// A tile of output rows: small enough to stay in L2 while all offsets pass over it, large enough
+// that streaming all weights past it once (they are shared by its rows) is a small part of the
+// work.
 constexpr int64_t kTileBytes = 128 * 1024;
 constexpr int64_t kMinTileRows = 64, kMaxTileRows = 4096;
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t ceil_div(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
 
-// [offset][panel][c_in][panel_width] of one group, from torch's layout; columns past c_out are zero.
+// [offset][panel][c_in][panel_width] of one group, from torch's layout; columns past c_out are
+// zero.
 template <class T>
 void pack_panel(const ConvArgs<T>& a, int64_t c_in, int64_t c_out, int64_t group, int64_t panel,
                 int64_t n_panels, int64_t width, T* packed) {
@@ -26,8 +30,9 @@ void pack_panel(const ConvArgs<T>& a, int64_t c_in, int64_t c_out, int64_t group
     for (int64_t k = 0; k < k_count; ++k) {
       T* row = packed + ((k * n_panels + panel) * c_in + c) * width;
       // weight (c_out, c_in, k), or (c_in, c_out, k) where transposed; `group` is outermost in both
-      const T* w = a.transposed ? a.weight + ((group * c_in + c) * c_out + panel * width) * k_count + k
-                                : a.weight + ((group * c_out + panel * width) * c_in + c) * k_count + k;
+      const T* w = a.transposed
+                       ? a.weight + ((group * c_in + c) * c_out + panel * width) * k_count + k
+                       : a.weight + ((group * c_out + panel * width) * c_in + c) * k_count + k;
       const int64_t stride = a.transposed ? k_count : c_in * k_count;
       for (int64_t j = 0; j < columns; ++j) row[j] = w[j * stride];
       for (int64_t j = columns; j < width; ++j) row[j] = T(0);

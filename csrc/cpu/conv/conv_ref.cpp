@@ -9,7 +9,8 @@ void gemm_tile_ref(const GemmTile<T>& t) {
     for (int64_t o = 0; o < t.c_out; ++o) {
       T sum = t.bias ? t.bias[o] : T(0);
       if (t.u)
-        for (int64_t j = t.u_start[i]; j < t.u_start[i + 1]; ++j) sum += t.u[t.u_rows[j] * t.ldy + o];
+        for (int64_t j = t.u_start[i]; j < t.u_start[i + 1]; ++j)
+          sum += t.u[t.u_rows[j] * t.ldy + o];
       t.y[i * t.ldy + o] = sum;
     }
   }

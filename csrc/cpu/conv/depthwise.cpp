@@ -8,7 +8,9 @@
 namespace ds {
 namespace {
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t ceil_div(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
 
 // A job's output rows. The kernel walks them in smaller steps of its own, so this only has to be
 // worth a thread and to leave enough jobs.
@@ -19,8 +21,8 @@ constexpr int64_t kJobBytes = 256 * 1024;
 constexpr int64_t kMaxChunks = 64, kMinChunkProducts = 1 << 20;
 
 int64_t n_chunks_of(int64_t n_channels, const PairList& pairs) {
-  return std::clamp<int64_t>(pairs.offset_start[pairs.n_offsets] * n_channels / kMinChunkProducts, 1,
-                             kMaxChunks);
+  return std::clamp<int64_t>(pairs.offset_start[pairs.n_offsets] * n_channels / kMinChunkProducts,
+                             1, kMaxChunks);
 }
 
 }  // namespace
@@ -35,8 +37,8 @@ void depthwise_conv(const ConvArgs<T>& a, int n_threads) {
   const int64_t job_rows = std::max<int64_t>(1, kJobBytes / row_bytes);
   parallel_for(ceil_div(a.n_dst, job_rows), n_threads, [&](int64_t job) {
     const int64_t row_begin = job * job_rows;
-    kernels<T>().depthwise_tile({a.x, n_channels, a.workspace, n_offsets, n_channels, n_channels, a.y,
-                                 n_channels, a.bias, a.u, a.u_start, a.u_rows, a.pairs.src,
+    kernels<T>().depthwise_tile({a.x, n_channels, a.workspace, n_offsets, n_channels, n_channels,
+                                 a.y, n_channels, a.bias, a.u, a.u_start, a.u_rows, a.pairs.src,
                                  a.pairs.dst, a.pairs.offset_start, row_begin,
                                  std::min(a.n_dst, row_begin + job_rows)});
   });

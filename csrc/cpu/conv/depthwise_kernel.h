@@ -1,10 +1,10 @@
-// Depthwise convolution and its weight gradient: y[dst] += x[src] * w[k], dw[k] += x[src] * dy[dst],
-// channel by channel.
+// Depthwise convolution and its weight gradient, channel by channel: y[dst] += x[src] * w[k],
+// dw[k] += x[src] * dy[dst].
 //
 // Layout   x, y, dy row-major (rows, channels); w and dw (offset, channel); lanes are channels.
-// Tile     a step of 8 or 16 KiB of output rows stays in L1, with the rows of x that it reads, while
-//          all offsets pass over it. Within a step a strip of up to 8 vectors of channels keeps the
-//          offset's weights (or the sums of dw) in registers while its pairs stream by.
+// Tile     a step of 8 or 16 KiB of output rows stays in L1, with the rows of x that it reads,
+//          while all offsets pass over it. Within a step a strip of up to 8 vectors of channels
+//          keeps the offset's weights (or the sums of dw) in registers while its pairs stream by.
 // Bound    forward: 2 loads and 1 store of L1 a vector (one vector of products a cycle); gradient:
 //          2 loads a vector. Bytes from memory: x and y (or x and dy) once, 8 bytes a pair.
 // Order    forward: bias, u, then offsets ascending in one chain; gradient: pairs ascending in one
@@ -17,8 +17,8 @@
 namespace ds {
 namespace {
 
-constexpr int kGroupOffsets = 64;                  // offsets whose places in their lists are kept
-constexpr int kLineVecs = 64 / DS_VEC_BYTES;       // vectors of a cache line
+constexpr int kGroupOffsets = 64;             // offsets whose places in their lists are kept
+constexpr int kLineVecs = 64 / DS_VEC_BYTES;  // vectors of a cache line
 
 // Rows that come from memory are asked for kAhead pairs before their turn: neighbouring pairs are
 // near one another but not adjacent, so the hardware does not follow them. That gains a fifth where
@@ -60,13 +60,14 @@ template <class T, int V>
     if (i + kAhead < p.ahead) prefetch_strip<T, V>(row_of(x, p.src[i + kAhead], n_channels));
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v)
-      store(into + v * kLanes<T>, fma(load(from + v * kLanes<T>), weight[v], load(into + v * kLanes<T>)));
+      store(into + v * kLanes<T>,
+            fma(load(from + v * kLanes<T>), weight[v], load(into + v * kLanes<T>)));
   }
 }
 
 template <class T, int V>
-[[gnu::always_inline]] inline void accumulate_strip(const StepPairs& p, const T* x, T* dw, const T* dy,
-                                                    int64_t n_channels) {
+[[gnu::always_inline]] inline void accumulate_strip(const StepPairs& p, const T* x, T* dw,
+                                                    const T* dy, int64_t n_channels) {
   Vec<T> sum[V];
 #pragma GCC unroll 8
   for (int v = 0; v < V; ++v) sum[v] = load(dw + v * kLanes<T>);
@@ -78,7 +79,8 @@ template <class T, int V>
       prefetch_strip<T, V>(row_of(dy, p.dst[i + kAhead], n_channels));
     }
 #pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) sum[v] = fma(load(a + v * kLanes<T>), load(b + v * kLanes<T>), sum[v]);
+    for (int v = 0; v < V; ++v)
+      sum[v] = fma(load(a + v * kLanes<T>), load(b + v * kLanes<T>), sum[v]);
   }
 #pragma GCC unroll 8
   for (int v = 0; v < V; ++v) store(dw + v * kLanes<T>, sum[v]);
@@ -99,7 +101,8 @@ struct DepthwiseForward {
     rows.row_end = row_end;
     init_rows(rows);
   }
-  template <int V> void strip(const StepPairs& p, int64_t k, int64_t c) const {
+  template <int V>
+  void strip(const StepPairs& p, int64_t k, int64_t c) const {
     multiply_strip<T, V>(p, x + c, w + k * n_channels + c, y + c, n_channels);
   }
   void column(const StepPairs& p, int64_t k, int64_t c) const {
@@ -117,7 +120,8 @@ struct DepthwiseGrad {
   int64_t n_channels;
 
   void begin_step(int64_t, int64_t) const {}
-  template <int V> void strip(const StepPairs& p, int64_t k, int64_t c) const {
+  template <int V>
+  void strip(const StepPairs& p, int64_t k, int64_t c) const {
     accumulate_strip<T, V>(p, x + c, dw + k * n_channels + c, dy + c, n_channels);
   }
   void column(const StepPairs& p, int64_t k, int64_t c) const {
@@ -151,10 +155,11 @@ void all_channels(const Work& work, const StepPairs& p, int64_t k) {
 // Steps over the rows, offsets within a step. Where each list goes on is kept for kGroupOffsets
 // lists at a time: a binary search per step and list would cost as much as its few pairs.
 template <class T, class Work>
-void walk_steps(const Work& work, const int32_t* src, const int32_t* dst, const int64_t* offset_start,
-                int64_t n_offsets, int64_t row_begin, int64_t row_end) {
+void walk_steps(const Work& work, const int32_t* src, const int32_t* dst,
+                const int64_t* offset_start, int64_t n_offsets, int64_t row_begin,
+                int64_t row_end) {
   const int64_t row_bytes = work.n_channels * static_cast<int64_t>(sizeof(T));
-  const bool far = offset_start[n_offsets] / n_offsets * row_bytes > kFarBytes;   // an offset's rows
+  const bool far = offset_start[n_offsets] / n_offsets * row_bytes > kFarBytes;  // an offset's rows
   const int64_t fitting = (far ? 16 : 8) * 1024 / row_bytes, step = fitting < 16 ? 16 : fitting;
   int64_t next[kGroupOffsets];
   for (int64_t first = 0; first < n_offsets; first += kGroupOffsets) {
@@ -169,7 +174,9 @@ void walk_steps(const Work& work, const int32_t* src, const int32_t* dst, const 
         int64_t end = begin;
         while (end < list_end && dst[end] < step_end) ++end;
         next[k - first] = end;
-        if (begin < end) all_channels<T>(work, {src + begin, dst + begin, end - begin, far ? list_end - begin : 0}, k);
+        if (begin < end)
+          all_channels<T>(work, {src + begin, dst + begin, end - begin, far ? list_end - begin : 0},
+                          k);
       }
     }
   }
@@ -186,8 +193,8 @@ template <class T>
 void depthwise_grad_chunk(const DepthwiseGradChunk<T>& t) {
   if (t.pairs.n_offsets == 0) return;
   const DepthwiseGrad<T> work{t.x, t.dy, t.dw, t.n_channels};
-  walk_steps<T>(work, t.pairs.src, t.pairs.dst, t.pairs.offset_start, t.pairs.n_offsets, t.row_begin,
-                t.row_end);
+  walk_steps<T>(work, t.pairs.src, t.pairs.dst, t.pairs.offset_start, t.pairs.n_offsets,
+                t.row_begin, t.row_end);
 }
 
 }  // namespace

@@ -8,7 +8,8 @@ void depthwise_tile_ref(const GemmTile<T>& t) {
     for (int64_t c = 0; c < t.c_out; ++c) {
       T sum = t.bias ? t.bias[c] : T(0);
       if (t.u)
-        for (int64_t j = t.u_start[i]; j < t.u_start[i + 1]; ++j) sum += t.u[t.u_rows[j] * t.ldy + c];
+        for (int64_t j = t.u_start[i]; j < t.u_start[i + 1]; ++j)
+          sum += t.u[t.u_rows[j] * t.ldy + c];
       t.y[i * t.ldy + c] = sum;
     }
   }

@@ -1,8 +1,10 @@
-// Convolution to few output channels (the last layer of a segmentation network, the input gradient of a first layer).
+// Convolution to few output channels (the last layer of a segmentation network, the input gradient
+// of a first layer).
 //
-// Channels of the output cannot fill a vector, so vectors run along the input channels: every (row, output channel) owns a
-// vector of partial sums, added up once, after all offsets. Weights are packed as [offset][c_out][c_in] (panel width 1).
-// Bound: one load of x and c_out of w per c_out multiply-adds; the load ports.
+// Channels of the output cannot fill a vector, so vectors run along the input channels: every (row,
+// output channel) owns a vector of partial sums, added up once, after all offsets. Weights are
+// packed as [offset][c_out][c_in] (panel width 1). Bound: one load of x and c_out of w per c_out
+// multiply-adds; the load ports.
 #pragma once
 #include "cpu/isa/vec.h"
 #include "cpu/kernels.h"
@@ -15,13 +17,15 @@ namespace {
                                                  int64_t row) {
   while (begin < end) {
     const int64_t middle = begin + (end - begin) / 2;
-    if (dst[middle] < row) begin = middle + 1;
-    else end = middle;
+    if (dst[middle] < row)
+      begin = middle + 1;
+    else
+      end = middle;
   }
   return begin;
 }
 
-constexpr int64_t kNarrowRows = 128;               // partial sums: 128 x 4 vectors of 32 bytes = 16 KiB of L1
+constexpr int64_t kNarrowRows = 128;  // partial sums: 128 x 4 vectors of 32 bytes = 16 KiB of L1
 
 // The first `n` < kLanes values, then zeros.
 template <class T>
@@ -78,10 +82,18 @@ void narrow_tile(const GemmTile<T>& t) {
   for (int64_t row = t.row_begin; row < t.row_end; row += kNarrowRows) {
     const int64_t end = t.row_end - row < kNarrowRows ? t.row_end : row + kNarrowRows;
     switch (t.c_out) {
-      case 1: narrow_rows<T, 1>(t, row, end); break;
-      case 2: narrow_rows<T, 2>(t, row, end); break;
-      case 3: narrow_rows<T, 3>(t, row, end); break;
-      default: narrow_rows<T, 4>(t, row, end); break;
+      case 1:
+        narrow_rows<T, 1>(t, row, end);
+        break;
+      case 2:
+        narrow_rows<T, 2>(t, row, end);
+        break;
+      case 3:
+        narrow_rows<T, 3>(t, row, end);
+        break;
+      default:
+        narrow_rows<T, 4>(t, row, end);
+        break;
     }
   }
 }

@@ -9,10 +9,12 @@
 namespace ds {
 namespace {
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t ceil_div(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
 
-// One product of an offset is rows x columns: c_in x c_out, or c_out x c_in where that wastes fewer lanes of the last
-// panel (few output channels); `slot` elements in all.
+// One product of an offset is rows x columns: c_in x c_out, or c_out x c_in where that wastes fewer
+// lanes of the last panel (few output channels); `slot` elements in all.
 struct Product {
   int64_t rows, columns, ld, slot;
   bool swapped;
@@ -26,10 +28,11 @@ Product product_of(int64_t c_in, int64_t c_out) {
   return {c_in, c_out, ld_out, c_in * ld_out, false};
 }
 
-// The work is cut into chunks of output rows times bundles of offsets. A job walks its chunk tile by tile: the tile's
-// rows of x and dy (kTileBytes) and the products of its bundle (kBundleBytes) stay in L2 together, so x and dy come
-// from memory once a bundle and not once an offset. Every chunk has its own partial products, added up in order. How
-// the work is cut depends on sizes alone: the bits do not depend on the number of threads.
+// The work is cut into chunks of output rows times bundles of offsets. A job walks its chunk tile
+// by tile: the tile's rows of x and dy (kTileBytes) and the products of its bundle (kBundleBytes)
+// stay in L2 together, so x and dy come from memory once a bundle and not once an offset. Every
+// chunk has its own partial products, added up in order. How the work is cut depends on sizes
+// alone: the bits do not depend on the number of threads.
 constexpr int64_t kTileBytes = 256 * 1024, kBundleBytes = 160 * 1024;
 constexpr int64_t kMinTileRows = 128, kMaxTileRows = 8192;
 constexpr int64_t kJobs = 64, kMinChunkPairs = 16384, kMaxPartialBytes = 64 << 20;
@@ -45,8 +48,9 @@ Cut cut_of(const PairList& p, int64_t n_dst, int64_t c_in, int64_t c_out, int64_
   Cut c;
   c.bundle = std::clamp<int64_t>(kBundleBytes / slot_bytes, 1, p.n_offsets);
   c.n_bundles = ceil_div(p.n_offsets, c.bundle);
-  const int64_t wanted = std::min({ceil_div(kJobs, c.n_bundles * groups), p.offset_start[p.n_offsets] / kMinChunkPairs,
-                                   kMaxPartialBytes / (slot_bytes * p.n_offsets * groups)});
+  const int64_t wanted =
+      std::min({ceil_div(kJobs, c.n_bundles * groups), p.offset_start[p.n_offsets] / kMinChunkPairs,
+                kMaxPartialBytes / (slot_bytes * p.n_offsets * groups)});
   c.chunk_rows = std::max<int64_t>(1, ceil_div(n_dst, std::max<int64_t>(1, wanted)));
   c.n_chunks = std::max<int64_t>(1, ceil_div(n_dst, c.chunk_rows));
   c.tile_rows = std::clamp(kTileBytes / row_bytes, kMinTileRows, kMaxTileRows);
@@ -56,10 +60,12 @@ Cut cut_of(const PairList& p, int64_t n_dst, int64_t c_in, int64_t c_out, int64_
 }  // namespace
 
 template <class T>
-int64_t weight_grad_workspace(int64_t c_in, int64_t c_out, const PairList& pairs, int64_t n_dst, int64_t groups) {
+int64_t weight_grad_workspace(int64_t c_in, int64_t c_out, const PairList& pairs, int64_t n_dst,
+                              int64_t groups) {
   if (is_depthwise(c_in, c_out, groups)) return depthwise_grad_workspace(c_out, pairs);
   const Cut cut = cut_of<T>(pairs, n_dst, c_in / groups, c_out / groups, groups);
-  return cut.n_chunks * pairs.n_offsets * groups * product_of<T>(c_in / groups, c_out / groups).slot;
+  return cut.n_chunks * pairs.n_offsets * groups *
+         product_of<T>(c_in / groups, c_out / groups).slot;
 }
 
 template <class T>
@@ -72,12 +78,14 @@ void weight_grad(const WeightGradArgs<T>& a, int n_threads) {
   const Cut cut = cut_of<T>(p, a.n_dst, c_in, c_out, a.groups);
   // workspace: [chunk][group][offset][rows][ld]
   parallel_for(cut.n_chunks * a.groups * cut.n_bundles, n_threads, [&](int64_t job) {
-    const int64_t bundle = job % cut.n_bundles, g = job / cut.n_bundles % a.groups, chunk = job / cut.n_bundles / a.groups;
-    const int64_t k_begin = bundle * cut.bundle, k_end = std::min(p.n_offsets, k_begin + cut.bundle);
+    const int64_t bundle = job % cut.n_bundles, g = job / cut.n_bundles % a.groups,
+                  chunk = job / cut.n_bundles / a.groups;
+    const int64_t k_begin = bundle * cut.bundle,
+                  k_end = std::min(p.n_offsets, k_begin + cut.bundle);
     T* partial = a.workspace + (chunk * a.groups + g) * p.n_offsets * m.slot;
     std::memset(partial + k_begin * m.slot, 0, (k_end - k_begin) * m.slot * sizeof(T));
-    WeightGradBlock<T> b{a.x + g * c_in, a.c_in, a.dy + g * c_out, a.c_out, nullptr, nullptr, 0, m.rows, m.columns,
-                         nullptr, m.ld};
+    WeightGradBlock<T> b{a.x + g * c_in, a.c_in,    a.dy + g * c_out, a.c_out, nullptr, nullptr, 0,
+                         m.rows,         m.columns, nullptr,          m.ld};
     if (m.swapped) {
       std::swap(b.x, b.dy);
       std::swap(b.ldx, b.ldy);
@@ -104,10 +112,12 @@ void weight_grad(const WeightGradArgs<T>& a, int n_threads) {
     for (int64_t j = 1; j < cut.n_chunks; ++j)
       for (int64_t i = 0; i < m.slot; ++i) sum[i] += sum[j * chunk_stride + i];
   });
-  // [offset][rows][ld] to torch's (c_out, c_in, offset): kStrip output channels at a time share the lines they read.
+  // [offset][rows][ld] to torch's (c_out, c_in, offset): kStrip output channels at a time share the
+  // lines they read.
   constexpr int64_t kStrip = 16;
   parallel_for(a.groups * ceil_div(c_out, kStrip), n_threads, [&](int64_t job) {
-    const int64_t n_strips = ceil_div(c_out, kStrip), g = job / n_strips, o_begin = job % n_strips * kStrip;
+    const int64_t n_strips = ceil_div(c_out, kStrip), g = job / n_strips,
+                  o_begin = job % n_strips * kStrip;
     const int64_t o_end = std::min(c_out, o_begin + kStrip);
     const T* sum = a.workspace + g * p.n_offsets * m.slot;
     for (int64_t c = 0; c < c_in; ++c)

@@ -1,11 +1,15 @@
-// Weight gradient of one offset over a run of pairs: dw (c_in, c_out) += sum_p x[src[p]]^T dy[dst[p]].
+// Weight gradient of one offset over a run of pairs: dw (c_in, c_out) += sum_p x[src[p]]^T
+// dy[dst[p]].
 //
-// Tile     kRows input channels x 2 vectors of output channels in registers, while the pairs stream by: kRows
+// Tile     kRows input channels x 2 vectors of output channels in registers, while the pairs stream
+// by: kRows
 //          broadcasts + 2 loads per pair feed 2 kRows multiply-adds.
-// Blocks   kBlockPairs pairs, kSlabIn input channels and a panel of output channels at a time are copied together: x as
-//          [group of kRows channels][pair][kRowsPadded], dy as [panel][pair][kPanel]. Read in place they would be rows a power
-//          of two apart, which share so few sets of the L1 that half of the time goes into conflict misses
-//          (57 of 92 GFLOP/s at c = 64 on Zen 3); a copied value is used kPanel or kSlabIn times.
+// Blocks   kBlockPairs pairs, kSlabIn input channels and a panel of output channels at a time are
+// copied together: x as
+//          [group of kRows channels][pair][kRowsPadded], dy as [panel][pair][kPanel]. Read in place
+//          they would be rows a power of two apart, which share so few sets of the L1 that half of
+//          the time goes into conflict misses (57 of 92 GFLOP/s at c = 64 on Zen 3); a copied value
+//          is used kPanel or kSlabIn times.
 // Order    for every element the sum runs over the pairs ascending, in one chain: fixed bits.
 #pragma once
 #include "cpu/conv/gemm_kernel.h"
@@ -14,13 +18,15 @@ namespace ds {
 namespace {
 
 constexpr int kBlockPairs = 128;
-constexpr int64_t kSlabIn = 96;                  // copies: 64 KiB of x, 8 KiB of dy in float32 on AVX2
+constexpr int64_t kSlabIn = 96;  // copies: 64 KiB of x, 8 KiB of dy in float32 on AVX2
 
 // A pair's kRows values of x sit in whole vectors: copied with one load and store each.
-template <class T> constexpr int kRowsPadded = (kRows + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
+template <class T>
+constexpr int kRowsPadded = (kRows + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
 
 template <class T, int R>
-[[gnu::always_inline]] inline void accumulate_rows(const T* x, const T* dy, int n, T* dw, int64_t ldw) {
+[[gnu::always_inline]] inline void accumulate_rows(const T* x, const T* dy, int n, T* dw,
+                                                   int64_t ldw) {
   Vec<T> acc[R][kVecs];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
@@ -46,50 +52,68 @@ template <class T, int R>
 template <class T>
 void accumulate_group(int rows, const T* x, const T* dy, int n, T* dw, int64_t ldw) {
   switch (rows) {
-    case 1: return accumulate_rows<T, 1>(x, dy, n, dw, ldw);
-    case 2: return accumulate_rows<T, 2>(x, dy, n, dw, ldw);
-    case 3: return accumulate_rows<T, 3>(x, dy, n, dw, ldw);
-    case 4: return accumulate_rows<T, 4>(x, dy, n, dw, ldw);
-    case 5: return accumulate_rows<T, 5>(x, dy, n, dw, ldw);
-    case 6: return accumulate_rows<T, 6>(x, dy, n, dw, ldw);
+    case 1:
+      return accumulate_rows<T, 1>(x, dy, n, dw, ldw);
+    case 2:
+      return accumulate_rows<T, 2>(x, dy, n, dw, ldw);
+    case 3:
+      return accumulate_rows<T, 3>(x, dy, n, dw, ldw);
+    case 4:
+      return accumulate_rows<T, 4>(x, dy, n, dw, ldw);
+    case 5:
+      return accumulate_rows<T, 5>(x, dy, n, dw, ldw);
+    case 6:
+      return accumulate_rows<T, 6>(x, dy, n, dw, ldw);
 #if DS_VEC_BYTES == 64
-    case 7: return accumulate_rows<T, 7>(x, dy, n, dw, ldw);
-    case 8: return accumulate_rows<T, 8>(x, dy, n, dw, ldw);
-    case 9: return accumulate_rows<T, 9>(x, dy, n, dw, ldw);
-    case 10: return accumulate_rows<T, 10>(x, dy, n, dw, ldw);
-    case 11: return accumulate_rows<T, 11>(x, dy, n, dw, ldw);
-    case 12: return accumulate_rows<T, 12>(x, dy, n, dw, ldw);
+    case 7:
+      return accumulate_rows<T, 7>(x, dy, n, dw, ldw);
+    case 8:
+      return accumulate_rows<T, 8>(x, dy, n, dw, ldw);
+    case 9:
+      return accumulate_rows<T, 9>(x, dy, n, dw, ldw);
+    case 10:
+      return accumulate_rows<T, 10>(x, dy, n, dw, ldw);
+    case 11:
+      return accumulate_rows<T, 11>(x, dy, n, dw, ldw);
+    case 12:
+      return accumulate_rows<T, 12>(x, dy, n, dw, ldw);
 #endif
   }
 }
 
-// Channels [c, c + width) of n rows as [pair][width]; what lies past `channels` is not read by anyone (x) or zero (dy).
+// Channels [c, c + width) of n rows as [pair][width]; what lies past `channels` is not read by
+// anyone (x) or zero (dy).
 template <class T, int Width>
-[[gnu::always_inline]] inline void copy_strip(const T* base, int64_t ld, const int32_t* rows, int n, int64_t c,
-                                              int64_t channels, T* out) {
+[[gnu::always_inline]] inline void copy_strip(const T* base, int64_t ld, const int32_t* rows, int n,
+                                              int64_t c, int64_t channels, T* out) {
   if (c + Width <= channels) {
-    for (int p = 0; p < n; ++p) __builtin_memcpy(out + p * Width, base + rows[p] * ld + c, Width * sizeof(T));
+    for (int p = 0; p < n; ++p)
+      __builtin_memcpy(out + p * Width, base + rows[p] * ld + c, Width * sizeof(T));
     return;
   }
   for (int p = 0; p < n; ++p)
-    for (int i = 0; i < Width; ++i) out[p * Width + i] = c + i < channels ? base[rows[p] * ld + c + i] : T(0);
+    for (int i = 0; i < Width; ++i)
+      out[p * Width + i] = c + i < channels ? base[rows[p] * ld + c + i] : T(0);
 }
 
 // One block of pairs, one slab of input channels (copied already), all panels.
 template <class T>
-void weight_grad_slab(const WeightGradBlock<T>& t, int64_t first, int n, int64_t in_begin, int64_t in_end,
-                      const T* x) {
+void weight_grad_slab(const WeightGradBlock<T>& t, int64_t first, int n, int64_t in_begin,
+                      int64_t in_end, const T* x) {
   alignas(DS_VEC_BYTES) T dy[kBlockPairs * kPanel<T>];
   const int n_groups = static_cast<int>((in_end - in_begin + kRows - 1) / kRows);
-  const int base = static_cast<int>(in_end - in_begin) / n_groups, larger = static_cast<int>(in_end - in_begin) % n_groups;
+  const int base = static_cast<int>(in_end - in_begin) / n_groups,
+            larger = static_cast<int>(in_end - in_begin) % n_groups;
   for (int64_t column = 0; column < t.c_out; column += kPanel<T>) {
     copy_strip<T, static_cast<int>(kPanel<T>)>(t.dy, t.ldy, t.dst + first, n, column, t.c_out, dy);
     int64_t c = in_begin;
     for (int g = 0; g < n_groups; ++g) {
       const int rows = base + (g < larger);
       const T* xg = x + g * kBlockPairs * kRowsPadded<T>;
-      if (rows == kRows) accumulate_rows<T, kRows>(xg, dy, n, t.dw + c * t.ldw + column, t.ldw);
-      else accumulate_group(rows, xg, dy, n, t.dw + c * t.ldw + column, t.ldw);
+      if (rows == kRows)
+        accumulate_rows<T, kRows>(xg, dy, n, t.dw + c * t.ldw + column, t.ldw);
+      else
+        accumulate_group(rows, xg, dy, n, t.dw + c * t.ldw + column, t.ldw);
       c += rows;
     }
   }
@@ -98,7 +122,7 @@ void weight_grad_slab(const WeightGradBlock<T>& t, int64_t first, int n, int64_t
 template <class T>
 void weight_grad_block(const WeightGradBlock<T>& t) {
   alignas(DS_VEC_BYTES) T x[(kSlabIn / kRows) * kBlockPairs * kRowsPadded<T>];
-  const int64_t n_blocks = (t.n_pairs + kBlockPairs - 1) / kBlockPairs;      // of nearly equal size
+  const int64_t n_blocks = (t.n_pairs + kBlockPairs - 1) / kBlockPairs;  // of nearly equal size
   for (int64_t block = 0; block < n_blocks; ++block) {
     const int64_t first = block * t.n_pairs / n_blocks;
     const int n = static_cast<int>((block + 1) * t.n_pairs / n_blocks - first);
@@ -111,7 +135,7 @@ void weight_grad_block(const WeightGradBlock<T>& t) {
       int64_t c = in_begin;
       for (int g = 0; g < n_groups; ++g) {
         copy_strip<T, kRowsPadded<T>>(t.x, t.ldx, t.src + first, n, c, t.c_in,
-                                     x + g * kBlockPairs * kRowsPadded<T>);
+                                      x + g * kBlockPairs * kRowsPadded<T>);
         c += base + (g < larger);
       }
       weight_grad_slab(t, first, n, in_begin, in_end, x);

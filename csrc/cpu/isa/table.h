@@ -27,8 +27,8 @@ constexpr KernelSet<T> kernel_set() {
 }  // namespace
 }  // namespace ds
 
-#define DS_EXPORT_KERNELS(name, isa)            \
-  namespace ds {                                \
-  extern const KernelTable name;                \
+#define DS_EXPORT_KERNELS(name, isa)                                         \
+  namespace ds {                                                             \
+  extern const KernelTable name;                                             \
   const KernelTable name = {isa, kernel_set<float>(), kernel_set<double>()}; \
   }

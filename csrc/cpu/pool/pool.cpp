@@ -16,9 +16,8 @@ template <class T, class Kernel>
 void for_row_blocks(const WindowArgs<T>& a, int n_threads, Kernel kernel) {
   const int64_t row_values = std::max<int64_t>(1, a.n_offsets) * std::max<int64_t>(1, a.n_channels);
   const int64_t block = std::max<int64_t>(1, kJobValues / row_values);
-  parallel_for((a.n_out + block - 1) / block, n_threads, [&](int64_t b) {
-    kernel(a, b * block, std::min(a.n_out, (b + 1) * block));
-  });
+  parallel_for((a.n_out + block - 1) / block, n_threads,
+               [&](int64_t b) { kernel(a, b * block, std::min(a.n_out, (b + 1) * block)); });
 }
 
 }  // namespace

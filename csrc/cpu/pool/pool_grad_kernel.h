@@ -1,8 +1,11 @@
-// Gradient of the window maximum: every row of x gathers, from the windows that read it, dy where it won.
+// Gradient of the window maximum: every row of x gathers, from the windows that read it, dy where
+// it won.
 //
-// Layout   dy, arg (n_out, n_channels); dx (n_rows, n_channels); the windows of a row as positions o * n_offsets + k.
-// Tile     4 vectors of channels in registers while a segment's positions pass by: per vector two loads, a compare, a
-//          mask and an add. Masking, not multiplying: a NaN in dy stays with its winner.
+// Layout   dy, arg (n_out, n_channels); dx (n_rows, n_channels); the windows of a row as positions
+//          o * n_offsets + k.
+// Tile     4 vectors of channels in registers while a segment's positions pass by: per vector two
+//          loads, a compare, a mask and an add. Masking, not multiplying: a NaN in dy stays with
+//          its winner.
 // Bound    bytes: positions * (dy row + arg row).
 // Order    positions ascending, one chain.
 #pragma once
@@ -15,13 +18,13 @@ namespace ds {
 namespace {
 
 struct WindowTap {
-  int64_t row;                   // first element of the window's row
+  int64_t row;  // first element of the window's row
   int32_t offset;
 };
 
 template <class T, int V>
-[[gnu::always_inline]] inline void add_winners(const WindowMaxGradArgs<T>& a, const WindowTap* taps, int n,
-                                               bool first, int64_t c, T* dx) {
+[[gnu::always_inline]] inline void add_winners(const WindowMaxGradArgs<T>& a, const WindowTap* taps,
+                                               int n, bool first, int64_t c, T* dx) {
   Vec<T> sum[V];
 #pragma GCC unroll 4
   for (int v = 0; v < V; ++v) sum[v] = first ? Vec<T>{} : load(dx + c + v * kLanes<T>);
@@ -49,18 +52,20 @@ void window_max_grad_kernel(const WindowMaxGradArgs<T>& a) {
     T* dx = a.dx + v * a.n_channels;
     int64_t j = a.start[v];
     bool first = true;
-    do {                                                   // once for a row that no window reads
+    do {  // once for a row that no window reads
       const int n = static_cast<int>(end - j < kMaxTaps ? end - j : kMaxTaps);
       for (int i = 0; i < n; ++i) {
         const int64_t out = a.index[j + i] / a.n_offsets;
         taps[i] = {out * a.n_channels, static_cast<int32_t>(a.index[j + i] - out * a.n_offsets)};
       }
       int64_t c = 0;
-      for (; c + 4 * kLane <= a.n_channels; c += 4 * kLane) add_winners<T, 4>(a, taps, n, first, c, dx);
+      for (; c + 4 * kLane <= a.n_channels; c += 4 * kLane)
+        add_winners<T, 4>(a, taps, n, first, c, dx);
       for (; c + kLane <= a.n_channels; c += kLane) add_winners<T, 1>(a, taps, n, first, c, dx);
       for (; c < a.n_channels; ++c) {
         T sum = first ? T(0) : dx[c];
-        for (int i = 0; i < n; ++i) sum += a.arg[taps[i].row + c] == taps[i].offset ? a.dy[taps[i].row + c] : T(0);
+        for (int i = 0; i < n; ++i)
+          sum += a.arg[taps[i].row + c] == taps[i].offset ? a.dy[taps[i].row + c] : T(0);
         dx[c] = sum;
       }
       first = false;

@@ -1,13 +1,15 @@
-// Maximum and sum over windows, vectorised across channels; rows of x and of the ground are read in place.
+// Maximum and sum over windows, vectorised across channels; rows of x and of the ground are read in
+// place.
 //
-// Layout   x, ground, y (.., n_channels) row-major; arg int32 like y. For float64 the winners are int64 lanes in
-//          registers and are narrowed when stored.
-// Tile     4 vectors of channels: 4 maxima + 4 winners + value and mask fit 16 registers. A row's taps are first
-//          listed as pointers without a branch (whether a tap exists is a coin toss), kMaxTaps at a time; larger
-//          windows keep their state in y and arg between the lists.
-// Bound    bytes: n_out * taps rows read, one row (two for the maximum) written; 4 vector operations a tap.
-// Order    taps ascending; a later tap wins only if not (value <= best) and best is a number: so the first of equals
-//          stays, the first NaN stays, and any NaN beats a number.
+// Layout   x, ground, y (.., n_channels) row-major; arg int32 like y. For float64 the winners are
+//          int64 lanes in registers and are narrowed when stored.
+// Tile     4 vectors of channels: 4 maxima + 4 winners + value and mask fit 16 registers. A row's
+//          taps are first listed as pointers without a branch (whether a tap exists is a coin
+//          toss), kMaxTaps at a time; larger windows keep their state in y and arg between lists.
+// Bound    bytes: n_out * taps rows read, one row (two for the maximum) written; 4 vector
+//          operations a tap.
+// Order    taps ascending; a later tap wins only if not (value <= best) and best is a number: so
+//          the first of equals stays, the first NaN stays, and any NaN beats a number.
 #pragma once
 #include "cpu/isa/vec.h"
 #include "cpu/kernels.h"
@@ -17,7 +19,8 @@ namespace {
 
 constexpr int kMaxTaps = 64;
 
-template <class T> using IntVec = decltype(Vec<T>{} < Vec<T>{});     // lanes as wide as T
+template <class T>
+using IntVec = decltype(Vec<T>{} < Vec<T>{});  // lanes as wide as T
 typedef int32_t HalfIntVec __attribute__((vector_size(DS_VEC_BYTES / 2)));
 
 [[gnu::always_inline]] inline IntVec<float> load_ints(const int32_t* p, float) {
@@ -30,7 +33,9 @@ typedef int32_t HalfIntVec __attribute__((vector_size(DS_VEC_BYTES / 2)));
   __builtin_memcpy(&v, p, sizeof v);
   return __builtin_convertvector(v, IntVec<double>);
 }
-[[gnu::always_inline]] inline void store_ints(int32_t* p, IntVec<float> v) { __builtin_memcpy(p, &v, sizeof v); }
+[[gnu::always_inline]] inline void store_ints(int32_t* p, IntVec<float> v) {
+  __builtin_memcpy(p, &v, sizeof v);
+}
 [[gnu::always_inline]] inline void store_ints(int32_t* p, IntVec<double> v) {
   const HalfIntVec half = __builtin_convertvector(v, HalfIntVec);
   __builtin_memcpy(p, &half, sizeof half);
@@ -112,7 +117,8 @@ void window_max_kernel(const WindowArgs<T>& a, int64_t row_begin, int64_t row_en
     int32_t* arg = a.arg + i * a.n_channels;
     bool empty = true;
     for (int64_t k = 0; k < a.n_offsets; k += kMaxTaps) {
-      taps.collect(a, a.table + i * a.n_offsets, k, a.n_offsets - k < kMaxTaps ? a.n_offsets : k + kMaxTaps);
+      taps.collect(a, a.table + i * a.n_offsets, k,
+                   a.n_offsets - k < kMaxTaps ? a.n_offsets : k + kMaxTaps);
       if (taps.n == 0) continue;
       max_list(taps, empty, a.n_channels, y, arg);
       empty = false;
@@ -125,7 +131,8 @@ void window_max_kernel(const WindowArgs<T>& a, int64_t row_begin, int64_t row_en
 }
 
 template <class T, int V>
-[[gnu::always_inline]] inline void sum_columns(const TapList<T>& taps, bool first, int64_t c, T* y) {
+[[gnu::always_inline]] inline void sum_columns(const TapList<T>& taps, bool first, int64_t c,
+                                               T* y) {
   Vec<T> sum[V];
 #pragma GCC unroll 8
   for (int v = 0; v < V; ++v) sum[v] = first ? Vec<T>{} : load(y + c + v * kLanes<T>);
@@ -143,8 +150,9 @@ void window_sum_kernel(const WindowArgs<T>& a, int64_t row_begin, int64_t row_en
   for (int64_t i = row_begin; i < row_end; ++i) {
     T* y = a.y + i * a.n_channels;
     int64_t k = 0;
-    do {                                                   // once even where the kernel has no offset: zeros
-      taps.collect(a, a.table + i * a.n_offsets, k, a.n_offsets - k < kMaxTaps ? a.n_offsets : k + kMaxTaps);
+    do {  // once even where the kernel has no offset: zeros
+      taps.collect(a, a.table + i * a.n_offsets, k,
+                   a.n_offsets - k < kMaxTaps ? a.n_offsets : k + kMaxTaps);
       const bool first = k == 0;
       int64_t c = 0;
       for (; c + 8 * kLane <= a.n_channels; c += 8 * kLane) sum_columns<T, 8>(taps, first, c, y);

@@ -1,10 +1,12 @@
-// Sums of feature rows, segment by segment: out[s] = bias + sum of values[rows[j]], or of (values[rows[j]] - mean)^2.
+// Sums of feature rows, segment by segment: out[s] = bias + sum of values[rows[j]], or of
+// (values[rows[j]] - mean)^2.
 //
-// Layout   values and out row-major, rows gathered in place; sums live in registers while kBlockRows rows pass by.
-// Tile     8 vectors of channels (8 of 16 registers on AVX2), then 4, 2, 1 and single channels: at 8 independent
-//          chains the adds (latency 3 to 4, two a cycle) keep up with L1; one vector alone still keeps up with memory.
-// Bound    bytes: n_positions rows read once. A block's rows (32 x 256 bytes of one tile) come from consecutive
-//          addresses soon after one another, so wide rows do not cross the whole segment once per tile.
+// Layout   values and out row-major, rows gathered in place.
+// Tile     8 vectors of channels (8 of 16 registers on AVX2), then 4, 2, 1 and single channels, in
+//          registers while kBlockSegmentRows rows pass by. At 8 independent chains the adds
+//          (latency 3 to 4, two a cycle) keep up with L1; one vector alone keeps up with memory.
+// Bound    bytes: n_positions rows read once. A block of wide rows is visited once per tile, but
+//          soon enough to be found in L2; a whole segment would not be.
 // Order    one chain per channel, j ascending, starting from bias.
 #pragma once
 #include "cpu/isa/vec.h"
@@ -30,8 +32,10 @@ template <class T, int V, bool kSquared>
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) {
       const Vec<T> x = load(row + v * kLanes<T>);
-      if (kSquared) sum[v] = fma(x - centre[v], x - centre[v], sum[v]);
-      else sum[v] += x;
+      if (kSquared)
+        sum[v] = fma(x - centre[v], x - centre[v], sum[v]);
+      else
+        sum[v] += x;
     }
   }
 #pragma GCC unroll 8
@@ -39,10 +43,12 @@ template <class T, int V, bool kSquared>
 }
 
 template <class T, bool kSquared>
-void add_block(const T* const* rows, int n, int64_t n_channels, const T* mean, const T* from, T* out) {
+void add_block(const T* const* rows, int n, int64_t n_channels, const T* mean, const T* from,
+               T* out) {
   constexpr int64_t kLane = kLanes<T>;
   int64_t c = 0;
-  for (; c + 8 * kLane <= n_channels; c += 8 * kLane) add_rows<T, 8, kSquared>(rows, n, c, mean, from, out);
+  for (; c + 8 * kLane <= n_channels; c += 8 * kLane)
+    add_rows<T, 8, kSquared>(rows, n, c, mean, from, out);
   if (c + 4 * kLane <= n_channels) {
     add_rows<T, 4, kSquared>(rows, n, c, mean, from, out);
     c += 4 * kLane;
@@ -57,7 +63,8 @@ void add_block(const T* const* rows, int n, int64_t n_channels, const T* mean, c
   }
   for (; c < n_channels; ++c) {
     T sum = from ? from[c] : T(0);
-    for (int i = 0; i < n; ++i) sum += kSquared ? (rows[i][c] - mean[c]) * (rows[i][c] - mean[c]) : rows[i][c];
+    for (int i = 0; i < n; ++i)
+      sum += kSquared ? (rows[i][c] - mean[c]) * (rows[i][c] - mean[c]) : rows[i][c];
     out[c] = sum;
   }
 }
@@ -70,11 +77,13 @@ template <class T, bool kSquared, class Index>
     T* out = a.out + s * a.n_channels;
     const T* from = a.bias;
     int64_t j = a.start[s];
-    do {                                                   // once for an empty segment
+    do {  // once for an empty segment
       const T* rows[kBlockSegmentRows];
       const int n = static_cast<int>(end - j < kBlockSegmentRows ? end - j : kBlockSegmentRows);
-      for (int i = 0; i < n; ++i) rows[i] = a.values + (index ? index[j + i] : j + i) * a.n_channels;
-      add_block<T, kSquared>(rows, n, a.n_channels, kSquared ? a.mean + s * a.n_channels : nullptr, from, out);
+      for (int i = 0; i < n; ++i)
+        rows[i] = a.values + (index ? index[j + i] : j + i) * a.n_channels;
+      add_block<T, kSquared>(rows, n, a.n_channels, kSquared ? a.mean + s * a.n_channels : nullptr,
+                             from, out);
       from = out;
       j += n;
     } while (j < end);
@@ -84,8 +93,10 @@ template <class T, bool kSquared, class Index>
 template <class T>
 void segment_sum_kernel(const SegmentSumArgs<T>& a) {
   if (a.mean) {
-    if (a.rows32) sum_segments<T, true>(a, a.rows32);
-    else sum_segments<T, true>(a, a.rows64);
+    if (a.rows32)
+      sum_segments<T, true>(a, a.rows32);
+    else
+      sum_segments<T, true>(a, a.rows64);
   } else if (a.rows32) {
     sum_segments<T, false>(a, a.rows32);
   } else {

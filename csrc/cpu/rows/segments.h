@@ -1,5 +1,5 @@
-// The driver of every reduction over segments: cuts long segments into chunks, spreads chunks and short segments over
-// the threads, adds the chunks up pairwise.
+// The driver of every reduction over segments: cuts long segments into chunks, spreads chunks and
+// short segments over the threads, adds the chunks up pairwise.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -10,16 +10,17 @@
 namespace ds {
 
 struct LongSegment {
-  int64_t segment, first_slot;   // its chunk sums lie in slots first_slot, first_slot + 1, ...
+  int64_t segment, first_slot;  // its chunk sums lie in slots first_slot, first_slot + 1, ...
 };
 
 struct SegmentPlanSize {
-  int64_t n_long, n_slots;       // at most, whatever the segments
+  int64_t n_long, n_slots;  // at most, whatever the segments
   explicit SegmentPlanSize(int64_t n_positions)
       : n_long(n_positions / (kSegmentChunk + 1)), n_slots(n_positions / kSegmentChunk + n_long) {}
 };
 
-// sum[c] of n_slots rows, into the first of them: a tree over neighbours, so the error grows with its depth.
+// sum[c] of n_slots rows, into the first of them: a tree over neighbours, so the error grows with
+// its depth.
 template <class T>
 void add_pairwise(T* slots, int64_t n_slots, int64_t n_channels) {
   for (int64_t step = 1; step < n_slots; step *= 2) {
@@ -31,11 +32,11 @@ void add_pairwise(T* slots, int64_t n_slots, int64_t n_channels) {
   }
 }
 
-// piece(first, n, start, bias, out): reduces the segments first .. first + n - 1, bounded by start[0 .. n], into the
-// rows of `out`, leaving out those longer than kSegmentChunk.
+// piece(first, n, start, bias, out): reduces the segments first .. first + n - 1, bounded by
+// start[0 .. n], into the rows of `out`, leaving out those longer than kSegmentChunk.
 template <class T, class Piece>
-void reduce_segments(const int64_t* start, int64_t n_segments, int64_t n_channels, const T* bias, T* out,
-                     int64_t* workspace, int n_threads, const Piece& piece) {
+void reduce_segments(const int64_t* start, int64_t n_segments, int64_t n_channels, const T* bias,
+                     T* out, int64_t* workspace, int n_threads, const Piece& piece) {
   const SegmentPlanSize size(start[n_segments] - start[0]);
   LongSegment* longs = reinterpret_cast<LongSegment*>(workspace);
   T* slots = reinterpret_cast<T*>(longs + size.n_long);
@@ -47,9 +48,10 @@ void reduce_segments(const int64_t* start, int64_t n_segments, int64_t n_channel
     n_slots += (n + kSegmentChunk - 1) / kSegmentChunk;
   }
   parallel_for(n_slots, n_threads, [&](int64_t slot) {
-    const LongSegment* one = std::upper_bound(longs, longs + n_long, slot, [](int64_t at, const LongSegment& s) {
-                               return at < s.first_slot;
-                             }) - 1;
+    const LongSegment* one =
+        std::upper_bound(longs, longs + n_long, slot,
+                         [](int64_t at, const LongSegment& s) { return at < s.first_slot; }) -
+        1;
     const int64_t begin = start[one->segment] + (slot - one->first_slot) * kSegmentChunk;
     const int64_t bounds[2] = {begin, std::min(begin + kSegmentChunk, start[one->segment + 1])};
     piece(one->segment, 1, bounds, nullptr, slots + slot * n_channels);
@@ -58,7 +60,8 @@ void reduce_segments(const int64_t* start, int64_t n_segments, int64_t n_channel
     const int64_t s = longs[i].segment, first = longs[i].first_slot;
     T* sum = slots + first * n_channels;
     add_pairwise(sum, (i + 1 < n_long ? longs[i + 1].first_slot : n_slots) - first, n_channels);
-    for (int64_t c = 0; c < n_channels; ++c) out[s * n_channels + c] = bias ? bias[c] + sum[c] : sum[c];
+    for (int64_t c = 0; c < n_channels; ++c)
+      out[s * n_channels + c] = bias ? bias[c] + sum[c] : sum[c];
   });
   const int64_t block = std::clamp<int64_t>(n_segments / 64, 1, 256);
   parallel_for((n_segments + block - 1) / block, n_threads, [&](int64_t b) {

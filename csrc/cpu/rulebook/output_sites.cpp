@@ -9,7 +9,8 @@ namespace ds {
 
 int64_t axis_fan_out(const AxisWindow& a) {
   if (a.transposed) return a.kernel;
-  const int64_t period = a.stride / std::gcd(a.stride, a.dilation);   // taps t and t + period reach one input together
+  const int64_t period =
+      a.stride / std::gcd(a.stride, a.dilation);  // taps t and t + period reach one input together
   return (a.kernel + period - 1) / period;
 }
 
@@ -17,17 +18,17 @@ namespace {
 
 // Keys that differ only after this axis form a run; a run moves as a whole.
 struct Runs {
-  int64_t* begin;         // (n + 1): first key of each run
-  int64_t* base;          // (n): outer * extent_out
-  int64_t* position;      // (n): coordinate along the axis
+  int64_t* begin;     // (n + 1): first key of each run
+  int64_t* base;      // (n): outer * extent_out
+  int64_t* position;  // (n): coordinate along the axis
   int64_t n;
 };
 
 Runs find_runs(const int64_t* keys, int64_t n_keys, const AxisWindow& a, int64_t* workspace) {
   Runs r{workspace, workspace + n_keys + 1, workspace + 2 * n_keys + 1, 0};
-  int64_t next = 0;                              // least key of the next run
+  int64_t next = 0;  // least key of the next run
   for (int64_t i = 0; i < n_keys; ++i) {
-    if (keys[i] < next) continue;                // divisions are dear: one a run
+    if (keys[i] < next) continue;  // divisions are dear: one a run
     const int64_t upper = a.inner == 1 ? keys[i] : keys[i] / a.inner, outer = upper / a.extent_in;
     next = (upper + 1) * a.inner;
     r.begin[r.n] = i;
@@ -38,7 +39,8 @@ Runs find_runs(const int64_t* keys, int64_t n_keys, const AxisWindow& a, int64_t
   return r;
 }
 
-// Last axis, dilation 1: the output positions of a site are an interval, and intervals ascend with the site.
+// Last axis, dilation 1: the output positions of a site are an interval, and intervals ascend with
+// the site.
 int64_t expand_intervals(const Runs& r, const AxisWindow& a, int64_t* out) {
   int64_t count = 0, next = 0, line = -1;
   for (int64_t i = 0; i < r.n; ++i) {
@@ -67,7 +69,7 @@ int64_t expand_intervals(const Runs& r, const AxisWindow& a, int64_t* out) {
 struct List {
   const int64_t* keys;
   const int64_t* end;
-  int64_t shift;          // added to every key
+  int64_t shift;  // added to every key
 };
 
 // Union of sorted lists. One list, by far the most common, is a shifted copy.
@@ -88,19 +90,22 @@ int64_t* merge_lists(List* lists, int64_t n, int64_t* out) {
       if (lists[i].keys != lists[i].end) lists[kept++] = lists[i];
     n = kept;
   }
-  for (; n == 1 && lists[0].keys != lists[0].end; ++lists[0].keys) *out++ = *lists[0].keys + lists[0].shift;
+  for (; n == 1 && lists[0].keys != lists[0].end; ++lists[0].keys)
+    *out++ = *lists[0].keys + lists[0].shift;
   return out;
 }
 
 }  // namespace
 
-// For one tap the map c -> c' is strictly increasing, so each tap gives a sorted list of runs; the union is a merge
-// of runs by (outer, c'), and of keys where several taps meet.
-int64_t dilate_axis(const int64_t* keys, int64_t n_keys, const AxisWindow& a, int64_t* workspace, int64_t* out) {
+// For one tap the map c -> c' is strictly increasing, so each tap gives a sorted list of runs; the
+// union is a merge of runs by (outer, c'), and of keys where several taps meet.
+int64_t dilate_axis(const int64_t* keys, int64_t n_keys, const AxisWindow& a, int64_t* workspace,
+                    int64_t* out) {
   const Runs r = find_runs(keys, n_keys, a, workspace);
   if (a.inner == 1 && a.dilation == 1) return expand_intervals(r, a, out);
   constexpr int64_t kEnd = std::numeric_limits<int64_t>::max();
-  int64_t* cursor = workspace + 3 * n_keys + 1;   // per tap: the run after its head, and the head's (outer, c')
+  int64_t* cursor =
+      workspace + 3 * n_keys + 1;  // per tap: the run after its head, and the head's (outer, c')
   int64_t* head = cursor + a.kernel;
   List* lists = reinterpret_cast<List*>(head + a.kernel);
   const auto advance = [&](int64_t t) {
@@ -132,15 +137,16 @@ int64_t dilate_axis(const int64_t* keys, int64_t n_keys, const AxisWindow& a, in
     for (int64_t t = 0; t < a.kernel; ++t) {
       if (head[t] != least) continue;
       const int64_t run = cursor[t] - 1, first = keys[r.begin[run]];
-      lists[n++] = {keys + r.begin[run], keys + r.begin[run + 1], least * a.inner - (first - first % a.inner)};
+      lists[n++] = {keys + r.begin[run], keys + r.begin[run + 1],
+                    least * a.inner - (first - first % a.inner)};
       advance(t);
     }
     end = merge_lists(lists, n, end);
   }
 }
 
-void coords_to_keys(const int32_t* coords, int64_t n, int n_axes, const int64_t* shape, int64_t* keys,
-                    int n_threads) {
+void coords_to_keys(const int32_t* coords, int64_t n, int n_axes, const int64_t* shape,
+                    int64_t* keys, int n_threads) {
   constexpr int64_t kBlock = 16384;
   parallel_for((n + kBlock - 1) / kBlock, n_threads, [&](int64_t block) {
     for (int64_t i = block * kBlock; i < std::min(n, (block + 1) * kBlock); ++i) {
@@ -152,12 +158,13 @@ void coords_to_keys(const int32_t* coords, int64_t n, int n_axes, const int64_t*
   });
 }
 
-void keys_to_coords(const int64_t* keys, int64_t n, int n_axes, const int64_t* shape, int32_t* coords,
-                    int n_threads) {
+void keys_to_coords(const int64_t* keys, int64_t n, int n_axes, const int64_t* shape,
+                    int32_t* coords, int n_threads) {
   constexpr int64_t kBlock = 16384;
   const int64_t extent = shape[n_axes - 1];
   parallel_for((n + kBlock - 1) / kBlock, n_threads, [&](int64_t block) {
-    int64_t line = 0, line_end = -1;              // keys of one line share all columns but the last: divide once a line
+    int64_t line = 0,
+            line_end = -1;  // keys of one line share all columns but the last: divide once a line
     int32_t prefix[1 + kMaxAxes];
     for (int64_t i = block * kBlock; i < std::min(n, (block + 1) * kBlock); ++i) {
       if (keys[i] < line || keys[i] >= line_end) {

@@ -9,9 +9,9 @@ namespace ds {
 namespace {
 
 struct Stream {
-  int64_t taps[kMaxAxes];           // of the axes before the last
-  int64_t first_tap, n_taps;        // of the last axis
-  int64_t offset;                   // kernel offset of first_tap
+  int64_t taps[kMaxAxes];     // of the axes before the last
+  int64_t first_tap, n_taps;  // of the last axis
+  int64_t offset;             // kernel offset of first_tap
 };
 
 // Kernel offsets that are merged: all, or those before the centre.
@@ -40,15 +40,17 @@ int64_t for_each_stream(const Window& w, bool symmetric, const F& f) {
 }
 
 struct LinePair {
-  const int32_t* query;             // last coordinates of all query sites, and of all target sites
+  const int32_t* query;  // last coordinates of all query sites, and of all target sites
   const int32_t* target;
   int64_t query_begin, query_end, target_begin, target_end;
-  int64_t stride, shift;            // first wanted position = query * stride + shift
+  int64_t stride, shift;  // first wanted position = query * stride + shift
 };
 
-// One query line against one target line: cursors and hit bits. kTaps = 0: n_taps is only known at run time.
+// One query line against one target line: cursors and hit bits. kTaps = 0: n_taps is only known at
+// run time.
 template <int kTaps>
-void merge_line(const LinePair& l, int64_t n_taps, int32_t* cursors, uint8_t* hits, int64_t* counts) {
+void merge_line(const LinePair& l, int64_t n_taps, int32_t* cursors, uint8_t* hits,
+                int64_t* counts) {
   const int64_t taps = kTaps > 0 ? kTaps : n_taps;
   int64_t at = l.target_begin;
   for (int64_t q = l.query_begin; q < l.query_end; ++q) {
@@ -56,7 +58,7 @@ void merge_line(const LinePair& l, int64_t n_taps, int32_t* cursors, uint8_t* hi
     while (at < l.target_end && l.target[at] < low) ++at;
     int64_t t = at;
     unsigned bits = 0;
-    for (int64_t i = 0; i < taps; ++i) {            // branch-free: hits are not predictable
+    for (int64_t i = 0; i < taps; ++i) {  // branch-free: hits are not predictable
       const unsigned hit = (t < l.target_end) & (l.target[t] == low + i);
       bits |= hit << i;
       counts[i] += hit;
@@ -67,19 +69,24 @@ void merge_line(const LinePair& l, int64_t n_taps, int32_t* cursors, uint8_t* hi
   }
 }
 
-void merge_line(const LinePair& l, int64_t n_taps, int32_t* cursors, uint8_t* hits, int64_t* counts) {
+void merge_line(const LinePair& l, int64_t n_taps, int32_t* cursors, uint8_t* hits,
+                int64_t* counts) {
   switch (n_taps) {
-    case 1: return merge_line<1>(l, 1, cursors, hits, counts);
-    case 2: return merge_line<2>(l, 2, cursors, hits, counts);
-    case 3: return merge_line<3>(l, 3, cursors, hits, counts);
-    default: return merge_line<0>(l, n_taps, cursors, hits, counts);
+    case 1:
+      return merge_line<1>(l, 1, cursors, hits, counts);
+    case 2:
+      return merge_line<2>(l, 2, cursors, hits, counts);
+    case 3:
+      return merge_line<3>(l, 3, cursors, hits, counts);
+    default:
+      return merge_line<0>(l, n_taps, cursors, hits, counts);
   }
 }
 
-// The sites [site_begin, site_end) of the query against the lines that one stream reads: a merge of two sorted lists
-// of lines, and inside it of sites.
-void merge_stream(const PairPlan& plan, int64_t index, const Stream& s, int64_t site_begin, int64_t site_end,
-                  int64_t* counts) {
+// The sites [site_begin, site_end) of the query against the lines that one stream reads: a merge of
+// two sorted lists of lines, and inside it of sites.
+void merge_stream(const PairPlan& plan, int64_t index, const Stream& s, int64_t site_begin,
+                  int64_t site_end, int64_t* counts) {
   const PairProblem& p = plan.problem;
   const Window& w = p.window;
   const int last = w.n_axes - 1;
@@ -89,7 +96,14 @@ void merge_stream(const PairPlan& plan, int64_t index, const Stream& s, int64_t 
   int32_t* cursors = plan.cursors + index * p.query.n_sites;
   uint8_t* hits = plan.hits + index * p.query.n_sites;
   std::memset(hits + site_begin, 0, site_end - site_begin);
-  LinePair l{p.query.last, p.target.last, 0, 0, 0, 0, w.stride[last], s.first_tap * w.dilation[last] - w.padding[last]};
+  LinePair l{p.query.last,
+             p.target.last,
+             0,
+             0,
+             0,
+             0,
+             w.stride[last],
+             s.first_tap * w.dilation[last] - w.padding[last]};
   int64_t target = -1;
   int64_t line = std::upper_bound(starts, starts + p.query.n_lines, site_begin) - starts - 1;
   for (; line < p.query.n_lines && starts[line] < site_end; ++line) {
@@ -110,16 +124,19 @@ void merge_stream(const PairPlan& plan, int64_t index, const Stream& s, int64_t 
     l.query_end = std::min<int64_t>(starts[line + 1], site_end);
     l.target_begin = p.target.line_start[target];
     l.target_end = p.target.line_start[target + 1];
-    if (l.query_begin > starts[line])               // a line cut by the chunk: skip what its earlier sites passed
+    if (l.query_begin >
+        starts[line])  // a line cut by the chunk: skip what its earlier sites passed
       l.target_begin = std::lower_bound(l.target + l.target_begin, l.target + l.target_end,
-                                        l.query[l.query_begin] * l.stride + l.shift) - l.target;
+                                        l.query[l.query_begin] * l.stride + l.shift) -
+                       l.target;
     merge_line(l, s.n_taps, cursors, hits, counts + s.offset);
   }
 }
 
-// A chunk's part of a stream's lists: gathered without branches in a buffer, then copied to its place.
-void fill_stream(const PairPlan& plan, int64_t index, const Stream& s, int64_t chunk, int32_t* query_rows,
-                 int32_t* target_rows) {
+// A chunk's part of a stream's lists: gathered without branches in a buffer, then copied to its
+// place.
+void fill_stream(const PairPlan& plan, int64_t index, const Stream& s, int64_t chunk,
+                 int32_t* query_rows, int32_t* target_rows) {
   const int64_t n_query = plan.problem.query.n_sites;
   const int64_t begin = chunk * kChunkSites, end = std::min(n_query, begin + kChunkSites);
   const int32_t* cursors = plan.cursors + index * n_query;
@@ -153,7 +170,7 @@ void place_pairs(const PairPlan& plan) {
   int64_t total = 0;
   for (int64_t k = 0; k < n_offsets; ++k) {
     start[k] = total;
-    if (p.symmetric && k == merged) total += p.query.n_sites;              // the centre: every site with itself
+    if (p.symmetric && k == merged) total += p.query.n_sites;  // the centre: every site with itself
     if (p.symmetric && k > merged) total += start[n_offsets - k] - start[n_offsets - 1 - k];
     for (int64_t c = 0; k < merged && c < n_chunks(p.query.n_sites); ++c) {
       const int64_t count = plan.positions[c * n_offsets + k];
@@ -196,8 +213,9 @@ void count_pairs(const PairPlan& plan, int n_threads) {
     int64_t* counts = plan.positions + chunk * n_offsets;
     std::memset(counts, 0, n_offsets * sizeof(int64_t));
     const int64_t begin = chunk * kChunkSites, end = std::min(p.query.n_sites, begin + kChunkSites);
-    for_each_stream(p.window, p.symmetric,
-                    [&](int64_t i, const Stream& s) { merge_stream(plan, i, s, begin, end, counts); });
+    for_each_stream(p.window, p.symmetric, [&](int64_t i, const Stream& s) {
+      merge_stream(plan, i, s, begin, end, counts);
+    });
   });
   place_pairs(plan);
 }
@@ -206,17 +224,21 @@ void fill_pairs(const PairPlan& plan, int32_t* query_rows, int32_t* target_rows,
   const PairProblem& p = plan.problem;
   const int64_t n_offsets = p.window.n_offsets(), merged = merged_offsets(p.window, p.symmetric);
   parallel_for(n_chunks(p.query.n_sites), n_threads, [&](int64_t chunk) {
-    for_each_stream(p.window, p.symmetric,
-                    [&](int64_t i, const Stream& s) { fill_stream(plan, i, s, chunk, query_rows, target_rows); });
+    for_each_stream(p.window, p.symmetric, [&](int64_t i, const Stream& s) {
+      fill_stream(plan, i, s, chunk, query_rows, target_rows);
+    });
   });
   if (!p.symmetric) return;
   parallel_for(n_offsets - merged, n_threads, [&](int64_t i) {
-    const int64_t k = merged + i, begin = plan.offset_start[k], n = plan.offset_start[k + 1] - begin;
+    const int64_t k = merged + i, begin = plan.offset_start[k],
+                  n = plan.offset_start[k + 1] - begin;
     if (i == 0) {
-      for (int64_t j = 0; j < n; ++j) query_rows[begin + j] = target_rows[begin + j] = static_cast<int32_t>(j);
+      for (int64_t j = 0; j < n; ++j)
+        query_rows[begin + j] = target_rows[begin + j] = static_cast<int32_t>(j);
       return;
     }
-    // For one offset both rows ascend together, so the opposite offset's list is this one with the rows swapped.
+    // For one offset both rows ascend together, so the opposite offset's list is this one with the
+    // rows swapped.
     const int64_t mirror = plan.offset_start[n_offsets - 1 - k];
     std::memcpy(query_rows + begin, target_rows + mirror, n * sizeof(int32_t));
     std::memcpy(target_rows + begin, query_rows + mirror, n * sizeof(int32_t));

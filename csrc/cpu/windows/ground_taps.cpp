@@ -17,11 +17,14 @@ int64_t rows_per_block(const GroundTapsArgs& a) {
   return std::max<int64_t>(1, kBlockEntries / std::max<int64_t>(a.n_offsets, 1));
 }
 
-void set_relaxed(int32_t* flag) { __atomic_store_n(flag, 1, __ATOMIC_RELAXED); }
+void set_relaxed(int32_t* flag) {
+  __atomic_store_n(flag, 1, __ATOMIC_RELAXED);
+}
 
 // The flag of an entry of an offset whose flags begin at `first`: 0 where it reads no ground row,
 // and where the row does not exist, which clears *good. Masks, because gcc makes a select a branch.
-int64_t flag_of(int32_t entry, int64_t first, int64_t n_class_rows, int64_t* ground, int64_t* good) {
+int64_t flag_of(int32_t entry, int64_t first, int64_t n_class_rows, int64_t* ground,
+                int64_t* good) {
   const int64_t class_row = INT64_C(-2) - entry;
   const int64_t known = -static_cast<int64_t>(class_row < n_class_rows);
   *ground = -static_cast<int64_t>(class_row >= 0);

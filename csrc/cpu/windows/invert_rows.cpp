@@ -10,7 +10,7 @@ namespace {
 
 // More chunks than this pay for more counts than they save time.
 constexpr int64_t kMinChunkRows = 64 * 1024;
-constexpr int64_t kBlockRows = 1024;                     // 8 KiB of positions in L1
+constexpr int64_t kBlockRows = 1024;  // 8 KiB of positions in L1
 
 // Calls f(row, position) for the rows >= 0 of chunk c, ascending; f returns false to give up.
 template <class F>
@@ -31,7 +31,9 @@ bool for_present_rows(const RowList& list, int64_t c, F f) {
   return true;
 }
 
-void set_relaxed(int32_t* flag) { __atomic_store_n(flag, 1, __ATOMIC_RELAXED); }
+void set_relaxed(int32_t* flag) {
+  __atomic_store_n(flag, 1, __ATOMIC_RELAXED);
+}
 
 }  // namespace
 
@@ -44,11 +46,12 @@ bool plan_inverse(const RowList& list, int64_t* counts, int64_t* start, int n_th
   parallel_for(list.n_chunks, n_threads, [&](int64_t c) {
     int64_t* count = counts + c * list.n_values;
     std::fill(count, count + list.n_values, 0);
-    const bool good = for_present_rows(list, c, [=, n_values = list.n_values](int32_t row, int64_t) {
-      if (row >= n_values) return false;
-      ++count[row];
-      return true;
-    });
+    const bool good =
+        for_present_rows(list, c, [=, n_values = list.n_values](int32_t row, int64_t) {
+          if (row >= n_values) return false;
+          ++count[row];
+          return true;
+        });
     if (!good) set_relaxed(&failed);
   });
   int64_t total = 0;
@@ -57,7 +60,7 @@ bool plan_inverse(const RowList& list, int64_t* counts, int64_t* start, int n_th
     for (int64_t c = 0; c < list.n_chunks; ++c) {
       int64_t* count = counts + c * list.n_values + v;
       total += *count;
-      *count = total - *count;                             // becomes the position
+      *count = total - *count;  // becomes the position
     }
   }
   start[list.n_values] = total;
@@ -69,13 +72,14 @@ bool fill_inverse(const RowList& list, int64_t* positions, int64_t n_index, int6
   int32_t failed = 0;
   parallel_for(list.n_chunks, n_threads, [&](int64_t c) {
     int64_t* position = positions + c * list.n_values;
-    const bool good = for_present_rows(list, c, [=, n_values = list.n_values](int32_t row, int64_t j) {
-      if (row >= n_values) return false;
-      const int64_t at = position[row]++;
-      if (at < 0 || at >= n_index) return false;
-      index[at] = j;
-      return true;
-    });
+    const bool good =
+        for_present_rows(list, c, [=, n_values = list.n_values](int32_t row, int64_t j) {
+          if (row >= n_values) return false;
+          const int64_t at = position[row]++;
+          if (at < 0 || at >= n_index) return false;
+          index[at] = j;
+          return true;
+        });
     if (!good) set_relaxed(&failed);
   });
   return failed == 0;

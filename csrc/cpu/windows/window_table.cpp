@@ -1,5 +1,6 @@
-// The table of one tile of rows stays in L2 between its two passes: inactive entries are written for all taps, then
-// each offset's pairs of the tile overwrite theirs. Memory sees every entry once.
+// The table of one tile of rows stays in L2 between its two passes: inactive entries are written
+// for all taps, then each offset's pairs of the tile overwrite theirs. Memory sees every entry
+// once.
 #include <algorithm>
 
 #include "core/parallel.h"
@@ -8,8 +9,8 @@
 namespace ds {
 namespace {
 
-constexpr int64_t kTileEntries = 16 * 1024;              // 64 KiB of table
-constexpr int64_t kMinTileRows = 64;                     // or the binary searches outweigh the pairs
+constexpr int64_t kTileEntries = 16 * 1024;  // 64 KiB of table
+constexpr int64_t kMinTileRows = 64;         // or the binary searches outweigh the pairs
 
 void write_inactive(const WindowTableArgs& a, int64_t row_begin, int64_t row_end) {
   const int64_t n = a.pairs.n_offsets;

@@ -12,15 +12,15 @@
 namespace ds {
 
 constexpr int32_t kNoTap = -1;
-constexpr int64_t kMaxClassRow = INT64_C(2147483646);    // -2 - g must fit int32
+constexpr int64_t kMaxClassRow = INT64_C(2147483646);  // -2 - g must fit int32
 
 struct WindowTableArgs {
-  PairList pairs;                // dst = rows of the table
+  PairList pairs;  // dst = rows of the table
   int64_t n_out;
-  const int32_t* out_class;      // (n_out), or null: an inactive tap reads nothing
-  const int32_t* tap_class;      // (n_classes, n_offsets): the input class a tap reads, or -1
-  const int32_t* out_batch;      // (n_out), or null: one ground for all samples
-  int64_t rows_per_sample;       // class rows of one sample, where out_batch is given
+  const int32_t* out_class;  // (n_out), or null: an inactive tap reads nothing
+  const int32_t* tap_class;  // (n_classes, n_offsets): the input class a tap reads, or -1
+  const int32_t* out_batch;  // (n_out), or null: one ground for all samples
+  int64_t rows_per_sample;   // class rows of one sample, where out_batch is given
   int32_t* table;
 };
 void window_table(const WindowTableArgs& args, int n_threads);
@@ -31,9 +31,9 @@ void window_table(const WindowTableArgs& args, int n_threads);
 struct GroundTapsArgs {
   const int32_t* table;
   int64_t n_out, n_offsets, n_class_rows;
-  int32_t* flags;                // workspace (1 + n_offsets * n_class_rows), zeroed by the caller
-  int64_t* start;                // (n_out + 1)
-  int64_t* u_offset_start;       // (n_offsets + 1)
+  int32_t* flags;           // workspace (1 + n_offsets * n_class_rows), zeroed by the caller
+  int64_t* start;           // (n_out + 1)
+  int64_t* u_offset_start;  // (n_offsets + 1)
 };
 // Fills flags, start and u_offset_start. False where an entry is below -1 - n_class_rows.
 bool plan_ground_taps(const GroundTapsArgs& args, int n_threads);
