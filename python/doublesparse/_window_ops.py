@@ -11,16 +11,21 @@ from torch import Tensor
 
 from . import _C
 
+# The operators need shapes to allocate results; every other check is made by the kernels' binding.
+_NO_SHAPE = (AttributeError, TypeError, ValueError)
 
-def _require_dims(operation: str, name: str, tensor: Tensor, dims: int) -> None:
-    """The allocations below need shapes; every other check is made by the kernels' binding."""
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{operation}: {name} must be a torch.Tensor, got {type(tensor).__name__}")
-    if tensor.dim() != dims:
-        raise ValueError(
-            f"{operation}: {name} must have {dims} dimensions, got {tensor.dim()}; "
-            f"its shape is {tuple(tensor.shape)}"
-        )
+
+def _refuse(operation: str, **wanted: tuple[Tensor | None, int]) -> None:
+    """Says which tensor has no shape or the wrong number of dimensions."""
+    for name, (tensor, dims) in wanted.items():
+        if not isinstance(tensor, Tensor):
+            kind = type(tensor).__name__
+            raise TypeError(f"{operation}: {name} must be a torch.Tensor, got {kind}")
+        if tensor.dim() != dims:
+            raise ValueError(
+                f"{operation}: {name} must have {dims} dimensions, got {tensor.dim()}; "
+                f"its shape is {tuple(tensor.shape)}"
+            )
 
 
 def _require_size(operation: str, name: str, size: int) -> None:
@@ -76,9 +81,12 @@ def ground_taps(table: Tensor, n_class_rows: int) -> tuple[Tensor, Tensor, Tenso
     Raises:
         ValueError: an entry is out of range, or n_u does not fit int32.
     """
-    _require_dims("ground_taps", "table", table, 2)
     _require_size("ground_taps", "n_class_rows", n_class_rows)
-    n_out, n_offsets = table.shape
+    try:
+        n_out, n_offsets = table.shape
+    except _NO_SHAPE:
+        _refuse("ground_taps", table=(table, 2))
+        raise
     flags = torch.zeros(1 + n_offsets * n_class_rows, dtype=torch.int32)
     start = torch.empty(n_out + 1, dtype=torch.int64)
     u_offset_start = torch.empty(n_offsets + 1, dtype=torch.int64)
@@ -102,10 +110,14 @@ def invert_rows(rows: Tensor, n: int) -> tuple[Tensor, Tensor]:
         ``start`` int64 (n + 1,) and ``index`` int64: positions j with ``rows[j] == v`` are
         ``index[start[v] : start[v + 1]]``, ascending.
     """
-    _require_dims("invert_rows", "rows", rows, 1)
     _require_size("invert_rows", "n", n)
+    try:
+        (n_rows,) = rows.shape
+    except _NO_SHAPE:
+        _refuse("invert_rows", rows=(rows, 1))
+        raise
     threads = torch.get_num_threads()
-    counts = torch.empty(_C.invert_chunks(len(rows), n, threads), n, dtype=torch.int64)
+    counts = torch.empty(_C.invert_chunks(n_rows, n, threads), n, dtype=torch.int64)
     start = torch.empty(n + 1, dtype=torch.int64)
     index = torch.empty(_C.plan_inverse(rows, counts, start, threads), dtype=torch.int64)
     _C.fill_inverse(rows, counts, index, threads)
@@ -113,8 +125,8 @@ def invert_rows(rows: Tensor, n: int) -> tuple[Tensor, Tensor]:
 
 
 # ------------------------------------------------------------------ sums over segments
-def _workspace(values: Tensor, n_positions: int) -> Tensor:
-    size = _C.segment_workspace(values.dtype == torch.float64, n_positions, values.shape[1])
+def _workspace(values: Tensor, n_positions: int, n_channels: int) -> Tensor:
+    size = _C.segment_workspace(values.dtype == torch.float64, n_positions, n_channels)
     return torch.empty(size, dtype=torch.int64)
 
 
@@ -132,12 +144,16 @@ def segment_sum(
         start: int64 (n_segments + 1,), ascending within 0 and m (or n); it need not begin at 0.
         bias: (C,) or None.
     """
-    _require_dims("segment_sum", "values", values, 2)
-    _require_dims("segment_sum", "start", start, 1)
-    if rows is not None:
-        _require_dims("segment_sum", "rows", rows, 1)
-    out = values.new_empty(max(len(start) - 1, 0), values.shape[1])
-    workspace = _workspace(values, len(values) if rows is None else len(rows))
+    try:
+        n_values, n_channels = values.shape
+        (n_starts,) = start.shape
+        (n_positions,) = (n_values,) if rows is None else rows.shape
+    except _NO_SHAPE:
+        _refuse("segment_sum", values=(values, 2), start=(start, 1))
+        _refuse("segment_sum", rows=(rows, 1))
+        raise
+    out = values.new_empty(max(n_starts - 1, 0), n_channels)
+    workspace = _workspace(values, n_positions, n_channels)
     _C.segment_sum(values, rows, start, bias, workspace, out, torch.get_num_threads())
     return out
 
@@ -150,10 +166,14 @@ def segment_sum_sq(values: Tensor, start: Tensor, mean: Tensor) -> Tensor:
         start: int64 (n_segments + 1,), ascending within 0 and n.
         mean: (n_segments, C).
     """
-    _require_dims("segment_sum_sq", "values", values, 2)
-    _require_dims("segment_sum_sq", "start", start, 1)
-    out = values.new_empty(max(len(start) - 1, 0), values.shape[1])
-    workspace = _workspace(values, len(values))
+    try:
+        n_values, n_channels = values.shape
+        (n_starts,) = start.shape
+    except _NO_SHAPE:
+        _refuse("segment_sum_sq", values=(values, 2), start=(start, 1))
+        raise
+    out = values.new_empty(max(n_starts - 1, 0), n_channels)
+    workspace = _workspace(values, n_values, n_channels)
     _C.segment_sum_sq(values, start, mean, workspace, out, torch.get_num_threads())
     return out
 
@@ -173,10 +193,13 @@ def window_max(x: Tensor, ground_rows: Tensor | None, table: Tensor) -> tuple[Te
     Returns:
         ``y`` (n_out, C) and ``arg`` int32 (n_out, C).
     """
-    _require_dims("window_max", "x", x, 2)
-    _require_dims("window_max", "table", table, 2)
-    y = x.new_empty(len(table), x.shape[1])
-    arg = torch.empty(y.shape, dtype=torch.int32)
+    try:
+        (_, n_channels), (n_out, _) = x.shape, table.shape
+    except _NO_SHAPE:
+        _refuse("window_max", x=(x, 2), table=(table, 2))
+        raise
+    y = x.new_empty(n_out, n_channels)
+    arg = torch.empty(n_out, n_channels, dtype=torch.int32)
     _C.window_max(x, ground_rows, table, y, arg, torch.get_num_threads())
     return y, arg
 
@@ -187,9 +210,12 @@ def window_sum(x: Tensor, ground_rows: Tensor | None, table: Tensor) -> Tensor:
     Arguments as for ``window_max``. Its gradient is ``segment_sum(dy, index // n_offsets, start)``
     with ``invert_rows`` of the flat table.
     """
-    _require_dims("window_sum", "x", x, 2)
-    _require_dims("window_sum", "table", table, 2)
-    y = x.new_empty(len(table), x.shape[1])
+    try:
+        (_, n_channels), (n_out, _) = x.shape, table.shape
+    except _NO_SHAPE:
+        _refuse("window_sum", x=(x, 2), table=(table, 2))
+        raise
+    y = x.new_empty(n_out, n_channels)
     _C.window_sum(x, ground_rows, table, y, torch.get_num_threads())
     return y
 
@@ -214,10 +240,13 @@ def window_max_grad(
         K: number of offsets.
         n_rows: rows of the result.
     """
-    _require_dims("window_max_grad", "dy", dy, 2)
-    _require_dims("window_max_grad", "index", index, 1)
     _require_size("window_max_grad", "n_rows", n_rows)
-    dx = dy.new_empty(n_rows, dy.shape[1])
-    workspace = _workspace(dy, len(index))
+    try:
+        (_, n_channels), (n_positions,) = dy.shape, index.shape
+    except _NO_SHAPE:
+        _refuse("window_max_grad", dy=(dy, 2), index=(index, 1))
+        raise
+    dx = dy.new_empty(n_rows, n_channels)
+    workspace = _workspace(dy, n_positions, n_channels)
     _C.window_max_grad(dy, arg, start, index, K, dx, workspace, torch.get_num_threads())
     return dx
