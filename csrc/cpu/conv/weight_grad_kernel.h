@@ -24,6 +24,11 @@ constexpr int64_t kSlabIn = 96;  // copies: 64 KiB of x, 8 KiB of dy in float32 
 template <class T>
 constexpr int kRowsPadded = (kRows + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
 
+// From one group to the next: a line more than a power of two, or a row's groups would all fall on
+// one set of the L1.
+template <class T>
+constexpr int64_t kGroupStride = kBlockPairs * kRowsPadded<T> + 64 / sizeof(T);
+
 template <class T, int R>
 [[gnu::always_inline]] inline void accumulate_rows(const T* x, const T* dy, int n, T* dw,
                                                    int64_t ldw) {
@@ -81,19 +86,14 @@ void accumulate_group(int rows, const T* x, const T* dy, int n, T* dw, int64_t l
   }
 }
 
-// Channels [c, c + width) of n rows as [pair][width]; what lies past `channels` is not read by
-// anyone (x) or zero (dy).
+// Width values of one row; what lies past the `left` that exist is zero.
 template <class T, int Width>
-[[gnu::always_inline]] inline void copy_strip(const T* base, int64_t ld, const int32_t* rows, int n,
-                                              int64_t c, int64_t channels, T* out) {
-  if (c + Width <= channels) {
-    for (int p = 0; p < n; ++p)
-      __builtin_memcpy(out + p * Width, base + rows[p] * ld + c, Width * sizeof(T));
-    return;
+[[gnu::always_inline]] inline void copy_values(const T* from, int64_t left, T* out) {
+  if (left >= Width) {
+    for (int i = 0; i < Width; i += kLanes<T>) store(out + i, load(from + i));
+  } else {
+    for (int i = 0; i < Width; ++i) out[i] = i < left ? from[i] : T(0);
   }
-  for (int p = 0; p < n; ++p)
-    for (int i = 0; i < Width; ++i)
-      out[p * Width + i] = c + i < channels ? base[rows[p] * ld + c + i] : T(0);
 }
 
 // One block of pairs, one slab of input channels (copied already), all panels.
@@ -105,11 +105,13 @@ void weight_grad_slab(const WeightGradBlock<T>& t, int64_t first, int n, int64_t
   const int base = static_cast<int>(in_end - in_begin) / n_groups,
             larger = static_cast<int>(in_end - in_begin) % n_groups;
   for (int64_t column = 0; column < t.c_out; column += kPanel<T>) {
-    copy_strip<T, static_cast<int>(kPanel<T>)>(t.dy, t.ldy, t.dst + first, n, column, t.c_out, dy);
+    for (int p = 0; p < n; ++p)
+      copy_values<T, static_cast<int>(kPanel<T>)>(t.dy + t.dst[first + p] * t.ldy + column,
+                                                  t.c_out - column, dy + p * kPanel<T>);
     int64_t c = in_begin;
     for (int g = 0; g < n_groups; ++g) {
       const int rows = base + (g < larger);
-      const T* xg = x + g * kBlockPairs * kRowsPadded<T>;
+      const T* xg = x + g * kGroupStride<T>;
       if (rows == kRows)
         accumulate_rows<T, kRows>(xg, dy, n, t.dw + c * t.ldw + column, t.ldw);
       else
@@ -121,7 +123,7 @@ void weight_grad_slab(const WeightGradBlock<T>& t, int64_t first, int n, int64_t
 
 template <class T>
 void weight_grad_block(const WeightGradBlock<T>& t) {
-  alignas(DS_VEC_BYTES) T x[(kSlabIn / kRows) * kBlockPairs * kRowsPadded<T>];
+  alignas(DS_VEC_BYTES) T x[(kSlabIn / kRows) * kGroupStride<T>];
   const int64_t n_blocks = (t.n_pairs + kBlockPairs - 1) / kBlockPairs;  // of nearly equal size
   for (int64_t block = 0; block < n_blocks; ++block) {
     const int64_t first = block * t.n_pairs / n_blocks;
@@ -132,11 +134,14 @@ void weight_grad_block(const WeightGradBlock<T>& t) {
       const int n_groups = static_cast<int>((in_end - in_begin + kRows - 1) / kRows);
       const int base = static_cast<int>(in_end - in_begin) / n_groups;
       const int larger = static_cast<int>(in_end - in_begin) % n_groups;
-      int64_t c = in_begin;
-      for (int g = 0; g < n_groups; ++g) {
-        copy_strip<T, kRowsPadded<T>>(t.x, t.ldx, t.src + first, n, c, t.c_in,
-                                      x + g * kBlockPairs * kRowsPadded<T>);
-        c += base + (g < larger);
+      for (int p = 0; p < n; ++p) {  // a row at a time: its lines come from memory together
+        const T* row = t.x + t.src[first + p] * t.ldx;
+        int64_t c = in_begin;
+        for (int g = 0; g < n_groups; ++g) {
+          copy_values<T, kRowsPadded<T>>(row + c, t.c_in - c,
+                                         x + g * kGroupStride<T> + p * kRowsPadded<T>);
+          c += base + (g < larger);
+        }
       }
       weight_grad_slab(t, first, n, in_begin, in_end, x);
     }
