@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -97,7 +98,8 @@ def zip_with(
         return SparseTensor._of(features, sites, None)
     grounds = [x.ground for x in tensors if x.ground is not None]
     if sites.is_full or (keeps_zero and all(g.is_zero for g in grounds)):
-        return SparseTensor._of(features, sites, SparseTensor._zero(features, sites))
+        zero = partial(SparseTensor._zero, features, sites)
+        return SparseTensor._of(features, sites, remembered(grounds[0], "zero", (), zero))
 
     def respond() -> GroundState:
         values, axes = _common_grounds(grounds)

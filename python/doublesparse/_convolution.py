@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import _crossover
-from ._autograd import Segments, conv, segment_sum
+from . import _crossover, ops
+from ._autograd import Segments, conv, gather_rows, kernel_weight, segment_sum
 from ._geometry import Steps, resolve
 from ._ground import GroundState, remembered
 from ._parameters import c_out_of, check_axes, fits
@@ -49,9 +49,23 @@ class Layer(NamedTuple):
         """Sums of W_k x, without the bias."""
         return conv(x, self.weight, None, pairs, n_dst, self.groups, self.transposed)
 
+    def packed(self, ground: GroundState | None) -> Tensor | None:
+        """The weight as the kernel reads it, kept where the ground is frozen: so is the weight."""
+        if ground is None or ground.memo is None or torch.is_grad_enabled():
+            return None
+        weight = kernel_weight(self.weight)
+        pack = partial(ops.pack_weight, weight, self.groups, self.transposed)
+        packed: Tensor = self.remembered(ground, "packed", pack)
+        return packed
+
     def sums(self, rows: Tensor, chunks: Iterable[Chunk]) -> Tensor:
         """Of windows that read class rows only, with the bias."""
-        parts = [segment_sum(self.rows(rows, c.pairs, c.n_u), c.segments, self.bias) for c in chunks]
+        parts = [
+            segment_sum(
+                self.rows(gather_rows(rows, c.used), c.pairs, c.n_u), c.segments, self.bias
+            )
+            for c in chunks
+        ]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def zero(self, features: Tensor) -> GroundState:
@@ -78,7 +92,10 @@ def linear(x: SparseTensor, layer: Layer) -> SparseTensor:
     out_sites = sites if entry.out_sites is None else entry.out_sites
     if ground is not None and not ground.is_zero:
         return _with_ground(x, layer, entry, out_sites, ground)
-    features = conv(x.features, weight, bias, entry.pairs, out_sites.n_sites, groups, transposed)
+    n_out, packed = out_sites.n_sites, layer.packed(ground)
+    features = conv(
+        x.features, weight, bias, entry.pairs, n_out, groups, transposed, packed=packed
+    )
     if ground is not None:
         if bias is None or out_sites.is_full:
             make = partial(layer.zero, features)
@@ -113,18 +130,33 @@ def _with_ground(
             values.view(n_samples, *(a.n_classes for a in axes), c_out), axes
         )
 
-    features = conv(x.features, weight, site_bias, entry.pairs, n_out, groups, transposed, u, taps)
+    features = conv(
+        *(x.features, weight, site_bias, entry.pairs, n_out, groups, transposed, u, taps),
+        packed=layer.packed(ground),
+    )
     if out_sites.is_full:
-        return SparseTensor._of(features, out_sites, layer.zero(features))
+        state = layer.remembered(ground, "zero", partial(layer.zero, features))
+        return SparseTensor._of(features, out_sites, state)
     return SparseTensor._of(features, out_sites, layer.remembered(ground, "conv", respond))
+
+
+def _chosen(x: SparseTensor, layer: Layer, dense: Callable[[Tensor], Tensor]) -> SparseTensor:
+    """Sparse, saturated, or by torch's kernel, as the crossover says."""
+    choice = _crossover.choose(
+        x, layer.steps, layer.weight, layer.c_out, layer.groups, layer.transposed
+    )
+    if choice.saturate:
+        x = x._saturate()
+        if choice.torch:
+            return SparseTensor._from_full(dense(x._dense_view()), keep_none=x.ground is None)
+    return linear(x, layer)
 
 
 def run_dense(x: SparseTensor, steps: Steps, f: Callable[[Tensor], Tensor]) -> SparseTensor | None:
     """Torch's dense kernel where the crossover says so, with a saturated result; else None."""
     if not _crossover.runs_dense(x.sites.is_full, x.density, x.ground is None, steps):
         return None
-    dense = x._dense_view() if x.sites.is_full else x.to_dense()
-    return SparseTensor._from_full(f(dense), keep_none=x.ground is None)
+    return SparseTensor._from_full(f(x._saturate()._dense_view()), keep_none=x.ground is None)
 
 
 def convolution(
@@ -157,15 +189,12 @@ def convolution(
         padding,
         dilation,
     )
-    if (sites.is_full or _crossover.threshold is not None) and n_axes in _CONV:
-        out = run_dense(
-            x,
-            steps,
-            lambda t: _CONV[n_axes](t, weight, bias, stride, padding, dilation, groups),
-        )
-        if out is not None:
-            return out
-    return linear(x, Layer(weight, bias, groups, steps, c_out))
+    layer = Layer(weight, bias, groups, steps, c_out)
+    if n_axes not in _CONV:
+        return linear(x, layer)
+    return _chosen(
+        x, layer, lambda t: _CONV[n_axes](t, weight, bias, stride, padding, dilation, groups)
+    )
 
 
 def transposed_convolution(
@@ -204,12 +233,12 @@ def transposed_convolution(
         dilation,
         output_padding,
     )
-    if sites.is_full or _crossover.threshold is not None:
-        args = (stride, padding, output_padding, groups, dilation)
-        out = run_dense(x, steps, lambda t: _TRANSPOSED[n_axes](t, weight, bias, *args))
-        if out is not None:
-            return out
-    return linear(x, Layer(weight, bias, groups, steps, c_out, True))
+    args = (stride, padding, output_padding, groups, dilation)
+    return _chosen(
+        x,
+        Layer(weight, bias, groups, steps, c_out, True),
+        lambda t: _TRANSPOSED[n_axes](t, weight, bias, *args),
+    )
 
 
 # ------------------------------------------------------------------ on given sites

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
@@ -207,13 +208,12 @@ class GroundState:
             values.view(n_samples, *(a.n_classes for a in axes), self.channels), axes
         )
 
-    def cell_rows(self, batch_size: int) -> Tensor:
-        """Class row of every cell of the grid, in grid order: int32 (batch_size * cells,)."""
-        ids = np.zeros(1, np.int32)
-        for axis in self.axes:
-            ids = (ids[:, None] * np.int32(axis.n_classes) + axis.expand()).reshape(-1)
-        sample = np.arange(batch_size, dtype=np.int32) * np.int32(self.n_rows * self.per_sample)
-        return torch.from_numpy((sample[:, None] + ids).reshape(-1))
+    def cells(self, batch_size: int) -> Tensor:
+        """The value of every cell of the grid, in grid order: (batch_size * cells, C), new."""
+        if all(axis.is_identity for axis in self.axes) and len(self.values) == batch_size:
+            return self.rows.clone()
+        cell_rows = _cell_rows if batch_size * math.prod(self.spatial_shape) <= _SMALL else _all_rows
+        return gather_rows(self.rows, cell_rows(self.axes, batch_size, self.per_sample))
 
     def same_as(self, other: GroundState) -> bool:
         """Whether both hold the same values, known without looking at gradients."""
@@ -232,6 +232,20 @@ class GroundState:
             f"GroundState(classes={self.n_classes}, samples={self.values.shape[0]}, "
             f"channels={self.channels}, {str(self.dtype).removeprefix('torch.')})"
         )
+
+
+def _all_rows(axes: tuple[AxisClasses, ...], batch_size: int, per_sample: bool) -> Tensor:
+    """Class row of every cell of the grid, in grid order: int32 (batch_size * cells,)."""
+    ids = np.zeros(1, np.int32)
+    for axis in axes:
+        ids = (ids[:, None] * np.int32(axis.n_classes) + axis.expand()).reshape(-1)
+    n_rows = math.prod(axis.n_classes for axis in axes)
+    sample = np.arange(batch_size, dtype=np.int32) * np.int32(n_rows * per_sample)
+    return torch.from_numpy((sample[:, None] + ids).reshape(-1))
+
+
+_SMALL = 1 << 20  # cells of a grid whose class rows are remembered
+_cell_rows = lru_cache(maxsize=32)(_all_rows)
 
 
 # ------------------------------------------------------------------ frozen

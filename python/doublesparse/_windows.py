@@ -121,11 +121,8 @@ def every_tap(n_rows: int, n_offsets: int) -> ops.Pairs:
 
 def _whole_taps(table: Tensor, n_rows: int) -> Segments:
     """Rows of the whole table u that the windows add: a tap of class row g at offset k, its row."""
-    offset = torch.arange(table.shape[1], dtype=torch.int32) * n_rows
-    inactive = table <= -2
-    start = torch.zeros(len(table) + 1, dtype=torch.int64)
-    torch.cumsum(inactive.sum(1), 0, out=start[1:])
-    return Segments((offset - 2 - table)[inactive], start, n_rows * table.shape[1])
+    start, u_rows = ops.every_tap(table, n_rows)
+    return Segments(u_rows, start, n_rows * table.shape[1])
 
 
 def _as_ground_taps(windows: Tensor) -> Tensor:
@@ -139,7 +136,8 @@ class Chunk(NamedTuple):
     The table u = W_k G for the (offset, class) pairs that occur in it, and its sums.
     """
 
-    pairs: ops.Pairs  # class rows to rows of u
+    used: Tensor  # class rows of the ground, ascending
+    pairs: ops.Pairs  # these to rows of u
     n_u: int
     segments: Segments  # rows of u that each window adds
 
@@ -193,11 +191,23 @@ def pieces(
     """
     step = max(1, U_BYTES // (row_bytes * n_offsets))  # a window adds n_offsets rows to u at most
     for first in range(0, max(total, 1), step):
-        part = table(first, min(total, first + step))
-        start, u_rows, class_rows, u_start = ops.ground_taps(part, n_rows)
+        part, used = _renumbered(table(first, min(total, first + step)), n_rows)
+        start, u_rows, class_rows, u_start = ops.ground_taps(part, len(used))
         n_u = len(class_rows)
         pairs = ops.Pairs(class_rows, torch.arange(n_u, dtype=torch.int32), u_start)
-        yield Chunk(pairs, n_u, Segments(u_rows, start, n_u))
+        yield Chunk(used, pairs, n_u, Segments(u_rows, start, n_u))
+
+
+def _renumbered(table: Tensor, n_rows: int) -> tuple[Tensor, Tensor]:
+    """A table over the class rows that occur in it, and which those are: int32, ascending."""
+    inactive = table <= -2
+    rows = -2 - table[inactive]
+    occurs = torch.zeros(n_rows, dtype=torch.bool)
+    occurs[rows] = True
+    number = torch.cumsum(occurs, 0, dtype=torch.int32) - 1
+    renumbered = table.clone()
+    renumbered[inactive] = -2 - number[rows]
+    return renumbered, occurs.nonzero().view(-1).to(torch.int32)
 
 
 def site_pieces(
