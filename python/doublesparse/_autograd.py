@@ -196,6 +196,28 @@ def gather_rows(values: Tensor, rows: Tensor) -> Tensor:
     return values.index_select(0, rows)
 
 
+class _ScatterRows(Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, place: Tensor, n: int) -> Tensor:
+        ctx.place = place
+        return ops.scatter_rows(rows, place, n)
+
+    @staticmethod
+    @once
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        return dy.index_select(0, ctx.place), None, None
+
+
+_apply_scatter = fast_apply(_ScatterRows)
+
+
+def scatter_rows(rows: Tensor, place: Tensor, n: int) -> Tensor:
+    """Rows at their places, strictly ascending, and zero elsewhere: (n, C)."""
+    if rows.dtype not in (torch.float32, torch.float64):
+        return rows.new_zeros(n, rows.shape[1]).index_copy_(0, place, rows)
+    return _apply_scatter(rows, place, n) if wanted(rows) else ops.scatter_rows(rows, place, n)
+
+
 def merge_repeats(features: Tensor, order: Tensor, start: Tensor, how: str) -> Tensor:
     """One row per site out of the sorted rows features[order]; how = sum, mean, max or first."""
     if how == "first":  # the sort is stable
