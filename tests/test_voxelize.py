@@ -66,6 +66,8 @@ def test_voxelize_few_points():
         assert tuple(x.shape) == (2, 2, 4, 4, 4) and len(site) == len(x.features) == len(points)
         assert devoxelize(x, points).tolist() == features.tolist()
     assert voxelize(torch.zeros(0, 3), torch.zeros(0, 2), 1.0)[0].spatial_shape == (1, 1, 1)
+    x, _ = voxelize(torch.rand(5, 1), torch.zeros(5, 0), 0.1, ground=2.0)  # no channels
+    assert devoxelize(x, torch.rand(7, 1), 0.1, mode="trilinear", outside="drop").shape == (7, 0)
 
 
 def test_voxelize_a_full_grid():
@@ -185,6 +187,7 @@ P, FEATURES = torch.zeros(3, 2), torch.ones(3, 1)
         (dict(batch_size=0), ValueError, "batch"),
         (dict(batch_size=-1), ValueError, "batch_size"),
         (dict(batch_size=1.0), TypeError, "batch_size"),
+        (dict(batch=torch.tensor([0, 2**40, 0])), ValueError, "batch_size"),
         (dict(reduce="min"), ValueError, "reduce"),
         (dict(outside="clip"), ValueError, "outside"),
         (dict(ground=torch.ones(5)), ValueError, "ground"),

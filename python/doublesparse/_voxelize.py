@@ -61,8 +61,8 @@ def _vector(operation: str, name: str, value: Any, n_axes: int) -> Tensor:
 
 def _check_points(operation: str, points: Any, n_axes: int | None = None) -> None:
     check_features(points, operation, "points")
-    n_columns = points.shape[1]
-    if n_columns != n_axes if n_axes is not None else not 1 <= n_columns <= 4:
+    fits = 1 <= points.shape[1] <= 4 if n_axes is None else points.shape[1] == n_axes
+    if not fits:
         wanted = "1 to 4 columns" if n_axes is None else f"{n_axes} columns, one per spatial axis"
         raise ValueError(
             f"{operation}: points must have {wanted}, got shape {tuple(points.shape)}; "
@@ -72,17 +72,11 @@ def _check_points(operation: str, points: Any, n_axes: int | None = None) -> Non
 
 def _check_batch(operation: str, batch: Any, n: int, batch_size: int | None) -> tuple[Tensor, int]:
     """The sample of every point, int64 (n,), and the number of samples."""
-    if batch_size is not None:
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int):
-            raise TypeError(
-                f"{operation}: batch_size must be an int or None, got {batch_size!r}; "
-                "pass the number of samples"
-            )
-        if not 0 <= batch_size < 2**31:
-            raise ValueError(
-                f"{operation}: batch_size must lie in [0, 2^31), got {batch_size}; "
-                "pass the number of samples"
-            )
+    if isinstance(batch_size, bool) or not (batch_size is None or hasattr(batch_size, "__index__")):
+        raise TypeError(
+            f"{operation}: batch_size must be an int or None, got {batch_size!r}; "
+            "pass the number of samples"
+        )
     if batch is None:
         batch = torch.zeros(n, dtype=torch.int64)
     if not isinstance(batch, Tensor) or batch.dtype.is_floating_point or batch.dtype == torch.bool:
@@ -96,9 +90,13 @@ def _check_batch(operation: str, batch: Any, n: int, batch_size: int | None) -> 
             f"got {tuple(batch.shape)}; reshape it"
         )
     batch = batch.to(torch.int64)
-    low, high = (int(batch.min()), int(batch.max())) if n else (0, 0)
-    size = high + 1 if batch_size is None else batch_size
-    if low < 0 or high >= max(size, 1) or (n and not size):
+    low, high = (int(batch.min()), int(batch.max())) if n else (0, -1)
+    size = max(high + 1, 1) if batch_size is None else batch_size.__index__()
+    if not 0 <= size < 2**31:
+        raise ValueError(
+            f"{operation}: batch_size must lie in [0, 2^31), got {size}; pass the number of samples"
+        )
+    if low < 0 or high >= size:
         raise ValueError(
             f"{operation}: batch must lie in [0, {size}), got {low if low < 0 else high}; "
             "correct it or the batch_size"
@@ -320,7 +318,7 @@ def _values(x: SparseTensor) -> Tensor:
     if ground is None or ground.is_zero:
         rest = features.new_zeros(1, features.shape[1])
     else:
-        rest = ground.rows
+        rest = ground.values.flatten(0, -2)  # `rows`, but no channels are allowed too
     if len(features) + len(rest) >= 2**31:
         raise ValueError(
             "devoxelize: sites and ground rows must number below 2^31, got "
