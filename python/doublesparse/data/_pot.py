@@ -25,10 +25,11 @@ from ._unipen import Character
 _HEADER = struct.Struct("<HIH")
 _MARK = 4  # bytes of a point or of an end mark
 _SMALLEST = _HEADER.size + _MARK
+_DROP = "pass drop_empty=True to leave such strokes out"
 
 
 class _Sample:
-    """Where the reader is, for messages."""
+    """One sample of a file, by where it starts; knows what to say of it."""
 
     def __init__(self, path: str, number: int, offset: int) -> None:
         self.path, self.number, self.offset = path, number, offset
@@ -74,7 +75,7 @@ class _Sample:
             try:
                 if high >= 0x81:
                     return bytes((high, low)).decode("gbk")
-                # An ASCII symbol fills one byte: the high one in the files that there are.
+                # An ASCII symbol fills one byte; readers differ in which, so either will do.
                 if (high == 0) != (low == 0) and 0x20 < high + low < 0x7F:
                     return chr(high + low)
             except UnicodeDecodeError:
@@ -132,9 +133,6 @@ class _Sample:
             at += (len(stroke) + 1) * _MARK
         if not strokes:
             self.fail("at least one stroke", "none", _DROP, at)
-
-
-_DROP = "pass drop_empty=True to leave such strokes out"
 
 
 def read_pot(path: str | os.PathLike[str], *, drop_empty: bool = False) -> list[Character]:
