@@ -226,7 +226,9 @@ def merge_repeats(features: Tensor, order: Tensor, start: Tensor, how: str) -> T
         segment = torch.repeat_interleave(start[1:] - start[:-1])[:, None].expand(
             -1, features.shape[1]
         )
-        out = features.new_zeros(len(start) - 1, features.shape[1])
+        # Not zeros: torch gives a start that equals the maximum a share of the gradient, with
+        # include_self=False too.
+        out = features.new_full((len(start) - 1, features.shape[1]), -torch.inf)
         return out.scatter_reduce(0, segment, features[order], "amax", include_self=False)
     segments = Segments(order.to(torch.int32), start, features.shape[0])
     wide = features if features.dtype == torch.float64 else features.float()
