@@ -8,12 +8,12 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from doublesparse.demo._networks import ResNet18, UNet, randomized
 from torch import nn
 
 import doublesparse as ds
 import workloads
 from doublesparse.bench import milliseconds, paired_ratio
-from doublesparse.demo._networks import ResNet18, UNet, randomized
 from report import Report
 
 Duel = Callable[..., dict[str, list[float]]]
@@ -157,7 +157,7 @@ def test_crossover(duel: Duel, report: Report, name: str) -> None:
             times = ds.bench.interleave(actions, rounds=9, warmup=2)
         ratios = [
             auto / min(sparse, plain)
-            for auto, sparse, plain in zip(times["auto"], times["sparse"], times["dense"])
+            for sparse, auto, plain in zip(*times.values(), strict=True)
         ]
         median = sorted(ratios)[len(ratios) // 2]
         worst = max(worst, (median, density, milliseconds(times["auto"])))

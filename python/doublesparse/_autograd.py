@@ -21,7 +21,7 @@ from . import ops
 from ._torch_compat import fast_apply
 
 
-def wanted(*tensors: Tensor | None) -> bool:
+def wanted(*tensors: Any) -> bool:
     """Whether a gradient of any of these is."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
@@ -240,7 +240,7 @@ def merge_repeats(features: Tensor, order: Tensor, start: Tensor, how: str) -> T
 
 # ------------------------------------------------------------------ convolution
 def kernel_weight(weight: Tensor) -> Tensor:
-    """(d0, d1, n_offsets) of torch's weight (d0, d1, *kernel): a view, also of a channels-last one."""
+    """(d0, d1, n_offsets) of torch's weight (d0, d1, *kernel): a view, channels-last or not."""
     flat = weight.flatten(2)
     if flat.is_contiguous() or flat.stride()[1:] == (1, flat.shape[1]):
         return flat

@@ -8,7 +8,7 @@ to run. So building the rulebook always counts, even where it is remembered.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -58,7 +58,7 @@ _BASELINE = _AVX2._replace(mac=0.085, dense_mac=0.080)
 _MACHINES = {"baseline": _BASELINE, "avx2": _AVX2, "avx512": _AVX512, "amx": _AVX512}
 
 
-@lru_cache(maxsize=None)
+@cache
 def machine(dtype: torch.dtype) -> Machine:
     """The costs on the instruction set in use."""
     m = _MACHINES.get(_C.isa_chosen(), _AVX2)
