@@ -1,0 +1,284 @@
+// bfloat16 convolution with matrix tiles: y[order[slot]] = bias + u rows + sum over the group's
+// entries of x[rows[slot]] . W_k, over groups of 32 output rows (row_groups.h).
+//
+// Layout   x, y row-major; w packed by group_conv.cpp into the tiles' own order; sums of a group in
+//          float32 on the stack, tile by tile: [column block][half][2 tiles][16 rows][16 columns].
+// Tile     2 x 2 accumulators (32 rows x 32 columns), 2 tiles of gathered rows, 2 of weights: all 8
+//          registers. 4 loads feed 4 products of 16 cycles; a load takes 8 of a load port's, so
+//          products are the bound while rows come from L1 and weights from L1 or L2. Where only one
+//          half reads an offset: 3 loads, 2 products.
+// Chunks   The entries of a group whose rows fill 16 KiB: their rows are gathered once into a
+//          buffer that stays in L1 for all columns, and the accumulators of a column block are
+//          loaded and stored once a chunk (8 tiles moved for 32 products at c_in = 64). While a
+//          chunk is multiplied the rows of the next are copied into the other buffer, a few between
+//          the products of two entries, and those of the one after that are asked for: neither
+//          latency nor copying has the units wait.
+// Bound    flops 2 * 16 * c_in * c_out a half and entry (1.5 of the pairs' own, see kSortRows);
+//          bytes from L2 or beyond: 2 c_in a pair, 2 c_in * c_out an entry (the weights), which is
+//          32 a cycle at the full rate of the products.
+// Order    an output sums over offsets, then blocks of 32 channels, ascending; within a block as
+//          the instruction does: even channels, odd channels, their sum. What missing rows add is
+//          zero, so its bits depend on neither the group nor its other rows.
+#pragma once
+#include "cpu/conv/group_conv.h"
+#include "cpu/isa/vec.h"
+
+namespace ds {
+namespace {
+
+constexpr int64_t kChunkDepth = 256;    // channels of a chunk's rows together: 32 x 512 bytes
+constexpr int64_t kChunkColumns = 256;  // columns whose sums are on the stack: 32 x 1 KiB
+constexpr int kUnitRows = 8;            // rows copied at a time
+constexpr int64_t kTileFloats = kHalfRows * kTileColumns;
+
+alignas(64) const bf16 kZeroRow[kChunkDepth] = {};
+
+// Consecutive entries of a group, of a range of its channels, for a range of its columns.
+struct Chunk {
+  int64_t group, column, depth, entry, entry_end;
+  bool is_first, is_last;  // of the group and its columns
+};
+
+[[gnu::always_inline]] inline int64_t least(int64_t a, int64_t b) {
+  return a < b ? a : b;
+}
+
+struct Cut {
+  const GroupConvTile& t;
+  int64_t depth_blocks;    // of 32 channels, of all of c_in
+  int64_t chunk_entries;   // so many entries' rows fill the buffer
+
+  explicit Cut(const GroupConvTile& tile)
+      : t(tile),
+        depth_blocks((tile.c_in + kTileDepth - 1) / kTileDepth),
+        chunk_entries(tile.c_in >= kChunkDepth ? 1 : kChunkDepth / (depth_blocks * kTileDepth)) {}
+
+  int64_t depth_of(const Chunk& c) const { return least(kChunkDepth, t.c_in - c.depth); }
+  int64_t blocks_of(const Chunk& c) const { return (depth_of(c) + kTileDepth - 1) / kTileDepth; }
+  int64_t columns_of(const Chunk& c) const { return least(kChunkColumns, t.c_out - c.column); }
+
+  Chunk at(int64_t group, int64_t column, int64_t depth, int64_t entry) const {
+    Chunk c{group, column, depth, entry, entry, false, false};
+    if (group >= t.end) return c;
+    const int64_t begin = t.groups.start[group], end = t.groups.start[group + 1];
+    c.entry_end = least(end, entry + chunk_entries);
+    c.is_first = entry == begin && depth == 0;
+    c.is_last = c.entry_end == end && (depth + kChunkDepth >= t.c_in || begin == end);
+    return c;
+  }
+  Chunk first() const { return at(t.begin, 0, 0, t.groups.start[t.begin]); }
+  Chunk after(const Chunk& c) const {
+    const int64_t begin = t.groups.start[c.group];
+    if (!c.is_last) {
+      if (c.entry_end < t.groups.start[c.group + 1])
+        return at(c.group, c.column, c.depth, c.entry_end);
+      return at(c.group, c.column, c.depth + kChunkDepth, begin);
+    }
+    if (c.column + kChunkColumns < t.c_out) return at(c.group, c.column + kChunkColumns, 0, begin);
+    return at(c.group + 1, 0, 0, t.groups.start[c.group + 1]);
+  }
+};
+
+// Copies the rows of a chunk, a unit at a time: [entry][half][depth block][16 rows][32 channels].
+struct Loader {
+  const Cut& cut;
+  const Chunk chunk;
+  bf16* into;
+  int64_t entry;
+  int slot = 0;
+
+  Loader(const Cut& c, const Chunk& next, bf16* buffer)
+      : cut(c), chunk(next), into(buffer), entry(next.entry) {}
+
+  void copy_row(const bf16* row, int64_t depth, bf16* to) const {
+    int64_t c = 0;
+    for (; c + kTileDepth <= depth; c += kTileDepth, to += kTileValues)
+      __builtin_memcpy(to, row + c, kTileDepth * sizeof(bf16));
+    if (c < depth) {
+      bf16 part[kTileDepth] = {};
+      for (int64_t i = 0; c + i < depth; ++i) part[i] = row[c + i];
+      __builtin_memcpy(to, part, sizeof part);
+    }
+  }
+
+  void copy_unit() {
+    const GroupConvTile& t = cut.t;
+    const int64_t depth = cut.depth_of(chunk), blocks = cut.blocks_of(chunk);
+    const int32_t* rows = t.groups.rows + entry * kGroupRows + slot;
+    const int64_t later = entry + cut.chunk_entries;
+    const int32_t* ahead = later < t.groups.start[t.end] ? rows + cut.chunk_entries * kGroupRows
+                                                         : rows;
+    bf16* to = into + ((entry - chunk.entry) * 2 + slot / kHalfRows) * blocks * kTileValues +
+               slot % kHalfRows * kTileDepth;
+    for (int r = 0; r < kUnitRows; ++r, to += kTileDepth) {
+      const bf16* row = rows[r] < 0 ? kZeroRow : t.x + rows[r] * t.c_in + chunk.depth;
+      const bf16* next = ahead[r] < 0 ? kZeroRow : t.x + ahead[r] * t.c_in + chunk.depth;
+      for (int64_t c = 0; c < depth; c += kTileDepth) __builtin_prefetch(next + c, 0, 2);
+      copy_row(row, depth, to);
+    }
+  }
+
+  void advance(int64_t n_units) {
+    for (; n_units > 0 && entry < chunk.entry_end; --n_units) {
+      if (cut.t.groups.taps[entry] & 1 << slot / kHalfRows) copy_unit();
+      slot += kUnitRows;
+      if (slot == kGroupRows) {
+        slot = 0;
+        ++entry;
+      }
+    }
+  }
+  void finish() { advance((chunk.entry_end - entry) * (kGroupRows / kUnitRows)); }
+};
+
+// The 16 sums of slot `slot` from column `column` on.
+[[gnu::always_inline]] inline float* sums_of(float* sums, int slot, int64_t column) {
+  const int64_t tile = column / kBlockColumns * 4 + slot / kHalfRows * 2 +
+                       column % kBlockColumns / kTileColumns;
+  return sums + tile * kTileFloats + slot % kHalfRows * kTileColumns;
+}
+
+// sums = bias + the u rows of each output row, offsets ascending.
+inline void start_sums(const Cut& cut, const Chunk& chunk, float* sums) {
+  const GroupConvTile& t = cut.t;
+  const int64_t n = cut.columns_of(chunk);
+  for (int slot = 0; slot < kGroupRows; ++slot) {
+    const int32_t row = t.groups.order[chunk.group * kGroupRows + slot];
+    const int64_t u_begin = t.u && row >= 0 ? t.u_start[row] : 0;
+    const int64_t u_end = t.u && row >= 0 ? t.u_start[row + 1] : 0;
+    for (int64_t c = 0; c < n; c += kTileColumns) {
+      float* into = sums_of(sums, slot, c);
+      const int64_t width = least(kTileColumns, n - c);
+      for (int64_t i = 0; i < kTileColumns; ++i)
+        into[i] = t.bias && i < width ? t.bias[chunk.column + c + i] : 0;
+      for (int64_t j = u_begin; j < u_end; ++j) {
+        const float* u = t.u + t.u_rows[j] * t.c_out + chunk.column + c;
+        for (int64_t i = 0; i < width; ++i) into[i] += u[i];
+      }
+    }
+    // The second tile of the last block may have no column: it is loaded all the same.
+    if (n % kBlockColumns != 0 && n % kBlockColumns <= kTileColumns) {
+      float* into = sums_of(sums, slot, n / kBlockColumns * kBlockColumns + kTileColumns);
+      for (int64_t i = 0; i < kTileColumns; ++i) into[i] = 0;
+    }
+  }
+}
+
+inline void round_sums(const Cut& cut, const Chunk& chunk, float* sums) {
+  const GroupConvTile& t = cut.t;
+  const int64_t n = cut.columns_of(chunk);
+  for (int slot = 0; slot < kGroupRows; ++slot) {
+    const int32_t row = t.groups.order[chunk.group * kGroupRows + slot];
+    if (row < 0) continue;
+    bf16* y = t.y + row * t.c_out + chunk.column;
+    for (int64_t c = 0; c < n; c += kTileColumns)
+      round_row(sums_of(sums, slot, c), least(kTileColumns, n - c), y + c);
+  }
+}
+
+// One entry's products with one block of columns; Halves as in RowGroups::taps.
+template <class Tiles, int Halves>
+[[gnu::always_inline]] inline void multiply_entry(Tiles& tiles, const bf16* rows, const bf16* w,
+                                                  int64_t blocks) {
+  const bf16* second = rows + blocks * kTileValues;
+  for (int64_t b = 0; b < blocks; ++b) {
+    const int64_t at = b * kTileValues;
+    if constexpr (Halves & 1) tiles.template load<4>(rows + at);
+    tiles.template load<6>(w + 2 * at);
+    if constexpr (Halves & 2) tiles.template load<5>(second + at);
+    tiles.template load<7>(w + 2 * at + kTileValues);
+    if constexpr (Halves & 1) tiles.template multiply<0, 4, 6>();
+    if constexpr (Halves & 2) tiles.template multiply<2, 5, 6>();
+    if constexpr (Halves & 1) tiles.template multiply<1, 4, 7>();
+    if constexpr (Halves & 2) tiles.template multiply<3, 5, 7>();
+  }
+}
+
+template <class Tiles>
+void multiply_chunk(Tiles& tiles, const Cut& cut, const Chunk& chunk, const bf16* rows, float* sums,
+                    Loader* loader) {
+  const GroupConvTile& t = cut.t;
+  const int64_t n_entries = chunk.entry_end - chunk.entry, blocks = cut.blocks_of(chunk);
+  const int64_t n_columns = (cut.columns_of(chunk) + kBlockColumns - 1) / kBlockColumns;
+  const int64_t n_steps = n_columns * n_entries, n_units =
+      (loader->chunk.entry_end - loader->chunk.entry) * (kGroupRows / kUnitRows);
+  const int64_t units = n_steps ? (n_units + n_steps - 1) / n_steps : 0;
+  for (int64_t block = 0; n_entries > 0 && block < n_columns; ++block, sums += 4 * kTileFloats) {
+    tiles.template load<0>(sums);
+    tiles.template load<1>(sums + kTileFloats);
+    tiles.template load<2>(sums + 2 * kTileFloats);
+    tiles.template load<3>(sums + 3 * kTileFloats);
+    for (int64_t e = 0; e < n_entries; ++e) {
+      const int32_t tap = t.groups.taps[chunk.entry + e];
+      const bf16* entry_rows = rows + e * 2 * blocks * kTileValues;
+      const int64_t place = (chunk.column / kBlockColumns + block) * t.n_offsets + tap / 4;
+      const bf16* w = t.w + (place * cut.depth_blocks + chunk.depth / kTileDepth) * 2 * kTileValues;
+      if ((tap & 3) == 3)
+        multiply_entry<Tiles, 3>(tiles, entry_rows, w, blocks);
+      else if (tap & 1)
+        multiply_entry<Tiles, 1>(tiles, entry_rows, w, blocks);
+      else
+        multiply_entry<Tiles, 2>(tiles, entry_rows, w, blocks);
+      loader->advance(units);
+    }
+    tiles.template store<0>(sums);
+    tiles.template store<1>(sums + kTileFloats);
+    tiles.template store<2>(sums + 2 * kTileFloats);
+    tiles.template store<3>(sums + 3 * kTileFloats);
+  }
+  loader->finish();
+}
+
+// The same for weights that are not all finite: only rows that exist meet them.
+inline void multiply_plainly(const Cut& cut, const Chunk& chunk, const bf16* rows, float* sums) {
+  const GroupConvTile& t = cut.t;
+  const int64_t blocks = cut.blocks_of(chunk), depth = cut.depth_of(chunk);
+  for (int64_t entry = chunk.entry; entry < chunk.entry_end; ++entry) {
+    for (int slot = 0; slot < kGroupRows; ++slot) {
+      if (t.groups.rows[entry * kGroupRows + slot] < 0) continue;
+      const bf16* row = rows + ((entry - chunk.entry) * 2 + slot / kHalfRows) * blocks * kTileValues +
+                        slot % kHalfRows * kTileDepth;
+      for (int64_t o = 0; o < cut.columns_of(chunk); ++o) {
+        const int64_t place = (chunk.column + o) / kBlockColumns * t.n_offsets +
+                              t.groups.taps[entry] / 4;
+        const bf16* w = t.w + (place * cut.depth_blocks + chunk.depth / kTileDepth) * 2 * kTileValues +
+                        o % kBlockColumns / kTileColumns * kTileValues + o % kTileColumns * 2;
+        float* sum = sums_of(sums, slot, o) + o % kTileColumns;
+        for (int64_t c = 0; c < depth; ++c)
+          *sum += widened(row[c / kTileDepth * kTileValues + c % kTileDepth]) *
+                  widened(w[c / kTileDepth * 2 * kTileValues +
+                            c % kTileDepth / 2 * 2 * kTileColumns + c % 2]);
+      }
+    }
+  }
+}
+
+template <class Tiles>
+void group_conv_tile(const GroupConvTile& t) {
+  alignas(64) bf16 rows[2][kGroupRows * kChunkDepth];
+  alignas(64) float sums[kGroupRows * kChunkColumns];
+  Tiles tiles;
+  tiles.configure();
+  const Cut cut(t);
+  Chunk now = cut.first();
+  Loader(cut, now, rows[0]).finish();
+  for (int buffer = 0; now.group < t.end; buffer ^= 1) {
+    const Chunk next = cut.after(now);
+    Loader loader(cut, next, rows[buffer ^ 1]);
+    if (now.is_first) start_sums(cut, now, sums);
+    tiles.order_memory();
+    if (t.is_finite) {
+      multiply_chunk(tiles, cut, now, rows[buffer], sums, &loader);
+    } else {
+      multiply_plainly(cut, now, rows[buffer], sums);
+      loader.finish();
+    }
+    tiles.order_memory();
+    if (now.is_last) round_sums(cut, now, sums);
+    now = next;
+  }
+  tiles.release();
+}
+
+}  // namespace
+}  // namespace ds
