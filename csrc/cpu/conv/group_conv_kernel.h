@@ -79,6 +79,42 @@ struct Cut {
   }
 };
 
+// Without a branch: whether a row reads an offset is a coin toss.
+[[gnu::always_inline]] inline const bf16* row_or_zeros(const bf16* x, int64_t row, int64_t ld) {
+  const uintptr_t at = reinterpret_cast<uintptr_t>(x + row * ld);
+  const uintptr_t zeros = reinterpret_cast<uintptr_t>(kZeroRow);
+  return reinterpret_cast<const bf16*>(at ^ ((at ^ zeros) & static_cast<uintptr_t>(row >> 63)));
+}
+
+// The first `n` < kTileDepth values, then zeros.
+[[gnu::always_inline]] inline void copy_part(const bf16* from, int64_t n, bf16* to) {
+#if defined(__AVX512BW__)
+  _mm512_storeu_si512(to, _mm512_maskz_loadu_epi16((1u << n) - 1, from));
+#else
+  for (int64_t i = 0; i < kTileDepth; ++i) to[i] = i < n ? from[i] : bf16{0};
+#endif
+}
+
+// `depth` channels of kUnitRows rows into the tiles of a half; the rows `ahead` are asked for. Not
+// inlined: it needs the registers that the caller's loops hold.
+[[gnu::noinline]] void copy_rows(const bf16* x, int64_t ld, const int32_t* rows,
+                                 const int32_t* ahead, int64_t depth, bf16* to) {
+  for (int r = 0; r < kUnitRows; ++r, to += kTileDepth) {
+    const bf16* row = row_or_zeros(x, rows[r], ld);
+    const bf16* next = row_or_zeros(x, ahead[r], ld);
+    bf16* tile = to;
+    int64_t c = 0;
+    for (; c + kTileDepth <= depth; c += kTileDepth, tile += kTileValues) {
+      __builtin_prefetch(next + c, 0, 2);
+      __builtin_memcpy(tile, row + c, kTileDepth * sizeof(bf16));
+    }
+    if (c < depth) {
+      __builtin_prefetch(next + c, 0, 2);
+      copy_part(row + c, depth - c, tile);
+    }
+  }
+}
+
 // Copies the rows of a chunk, a unit at a time: [entry][half][depth block][16 rows][32 channels].
 struct Loader {
   const Cut& cut;
@@ -90,32 +126,14 @@ struct Loader {
   Loader(const Cut& c, const Chunk& next, bf16* buffer)
       : cut(c), chunk(next), into(buffer), entry(next.entry) {}
 
-  void copy_row(const bf16* row, int64_t depth, bf16* to) const {
-    int64_t c = 0;
-    for (; c + kTileDepth <= depth; c += kTileDepth, to += kTileValues)
-      __builtin_memcpy(to, row + c, kTileDepth * sizeof(bf16));
-    if (c < depth) {
-      bf16 part[kTileDepth] = {};
-      for (int64_t i = 0; c + i < depth; ++i) part[i] = row[c + i];
-      __builtin_memcpy(to, part, sizeof part);
-    }
-  }
-
-  void copy_unit() {
+  void copy_unit() const {
     const GroupConvTile& t = cut.t;
-    const int64_t depth = cut.depth_of(chunk), blocks = cut.blocks_of(chunk);
     const int32_t* rows = t.groups.rows + entry * kGroupRows + slot;
-    const int64_t later = entry + cut.chunk_entries;
-    const int32_t* ahead = later < t.groups.start[t.end] ? rows + cut.chunk_entries * kGroupRows
-                                                         : rows;
-    bf16* to = into + ((entry - chunk.entry) * 2 + slot / kHalfRows) * blocks * kTileValues +
-               slot % kHalfRows * kTileDepth;
-    for (int r = 0; r < kUnitRows; ++r, to += kTileDepth) {
-      const bf16* row = rows[r] < 0 ? kZeroRow : t.x + rows[r] * t.c_in + chunk.depth;
-      const bf16* next = ahead[r] < 0 ? kZeroRow : t.x + ahead[r] * t.c_in + chunk.depth;
-      for (int64_t c = 0; c < depth; c += kTileDepth) __builtin_prefetch(next + c, 0, 2);
-      copy_row(row, depth, to);
-    }
+    const bool more = entry + cut.chunk_entries < t.groups.start[t.end];
+    const int64_t half = (entry - chunk.entry) * 2 + slot / kHalfRows;
+    copy_rows(t.x + chunk.depth, t.c_in, rows, rows + more * cut.chunk_entries * kGroupRows,
+              cut.depth_of(chunk),
+              into + half * cut.blocks_of(chunk) * kTileValues + slot % kHalfRows * kTileDepth);
   }
 
   void advance(int64_t n_units) {
