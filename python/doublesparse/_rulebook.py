@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -65,7 +66,10 @@ def _build(sites: Sites, steps: Steps) -> Entry:
     same = steps.out_shape == steps.in_shape and len(out) == len(coords)
     if same and torch.equal(out, coords):
         return Entry(pairs, None)
-    out_sites = Sites(out, steps.out_shape, sites.batch_size, sites.device)
+    if len(out) == sites.batch_size * math.prod(steps.out_shape):
+        out_sites = Sites.full(sites.batch_size, steps.out_shape, sites.device)
+    else:
+        out_sites = Sites(out, steps.out_shape, sites.batch_size, sites.device)
     return Entry(pairs, out_sites)
 
 

@@ -158,7 +158,7 @@ class SparseTensor:
     ) -> SparseTensor:
         """A saturated tensor; free where `dense` is stored channels-last."""
         shape = tuple(dense.shape[2:])
-        features = dense.movedim(1, -1).reshape(-1, dense.shape[1])
+        features = dense.movedim(1, -1).reshape(-1, dense.shape[1]).contiguous()
         if sites is None:
             sites = Sites.full(dense.shape[0], shape, dense.device)
         return cls._of(features, sites, None if keep_none else cls._zero(features, sites))
