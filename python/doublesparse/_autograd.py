@@ -230,7 +230,7 @@ class _Conv(Function):
         taps: Segments | None,
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.args = pairs, groups, transposed, taps
+        ctx.args = pairs, groups, transposed, taps, None if u is None else u.dtype
         weight = weight.flatten(2).contiguous()
         if u is None or taps is None:
             return ops.conv(x, weight, pairs, n_dst, bias, groups, transposed=transposed)
@@ -241,7 +241,7 @@ class _Conv(Function):
     @once
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        pairs, groups, transposed, taps = ctx.args
+        pairs, groups, transposed, taps, u_dtype = ctx.args
         need_x, need_weight, need_bias, need_u = ctx.needs_input_grad[:4]
         dy = dy.contiguous()
         dx = dw = db = du = None
@@ -260,7 +260,7 @@ class _Conv(Function):
             db = _column_sum(dy)
         if need_u:
             start, rows = taps.inverse
-            du = ops.segment_sum(dy, rows, start)
+            du = ops.segment_sum(dy.to(u_dtype), rows, start)
         return dx, dw, db, du, None, None, None, None, None
 
 
@@ -289,7 +289,8 @@ def conv(
         n_dst: number of output rows.
         groups: divides both channel counts.
         transposed: the layout of `weight`.
-        u: (n_u, c_out): what inactive sites add, per kernel offset and class of the ground.
+        u: (n_u, c_out): what inactive sites add, per kernel offset and class of the ground; float32
+            where x is 16-bit.
         taps: which rows of `u` each output row adds.
     """
     if bias is not None and not bias.is_contiguous():

@@ -15,7 +15,7 @@ from ._autograd import Segments, conv, segment_sum
 from ._geometry import Steps, resolve
 from ._ground import GroundState, remembered
 from ._parameters import c_out_of, check_axes, fits
-from ._precision import autocasting, casts
+from ._precision import autocasting, casts, wide
 from ._rulebook import Entry, find, find_inverse
 from ._windows import (
     Chunk,
@@ -46,12 +46,17 @@ class Layer(NamedTuple):
     transposed: bool = False
 
     def rows(self, x: Tensor, pairs: Any, n_dst: int) -> Tensor:
-        """Sums of W_k x, without the bias."""
-        return conv(x, self.weight, None, pairs, n_dst, self.groups, self.transposed)
+        """Sums of W_k x, without the bias; parts of other sums, so float32 where x is 16-bit."""
+        weight = wide(self.weight)
+        return conv(wide(x), weight, None, pairs, n_dst, self.groups, self.transposed)
+
+    def classes(self, u: Tensor, segments: Segments) -> Tensor:
+        """Sums of rows of u, with the bias."""
+        return segment_sum(u, segments, wide(self.bias))
 
     def sums(self, rows: Tensor, chunks: Iterable[Chunk]) -> Tensor:
         """Of windows that read class rows only, with the bias."""
-        parts = [segment_sum(self.rows(rows, c.pairs, c.n_u), c.segments, self.bias) for c in chunks]
+        parts = [self.classes(self.rows(rows, c.pairs, c.n_u), c.segments) for c in chunks]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def zero(self, features: Tensor) -> GroundState:
@@ -93,7 +98,7 @@ def _with_ground(
 ) -> SparseTensor:
     weight, bias, groups, steps, c_out, transposed = layer
     rows, n_out, n_samples = ground.rows.contiguous(), out_sites.n_sites, ground.values.shape[0]
-    row_bytes = c_out * rows.element_size()
+    row_bytes = c_out * max(rows.element_size(), 4)
     whole = fits_whole(steps, ground, row_bytes)
     if whole:
         every = every_tap(len(rows), steps.n_offsets)
@@ -105,13 +110,12 @@ def _with_ground(
 
     def respond() -> GroundState:
         if whole:
-            values = segment_sum(u, class_taps(steps, ground.axes, n_samples), bias)
+            values = layer.classes(u, class_taps(steps, ground.axes, n_samples))
         else:
             values = layer.sums(rows, class_pieces(steps, ground, row_bytes))
         axes = class_map(steps, ground.axes).axes
-        return GroundState._of(
-            values.view(n_samples, *(a.n_classes for a in axes), c_out), axes
-        )
+        values = values.to(rows.dtype).view(n_samples, *(a.n_classes for a in axes), c_out)
+        return GroundState._of(values, axes)
 
     features = conv(x.features, weight, site_bias, entry.pairs, n_out, groups, transposed, u, taps)
     if out_sites.is_full:
@@ -123,8 +127,8 @@ def run_dense(x: SparseTensor, steps: Steps, f: Callable[[Tensor], Tensor]) -> S
     """Torch's dense kernel where the crossover says so, with a saturated result; else None."""
     if not _crossover.runs_dense(x.sites.is_full, x.density, x.ground is None, steps):
         return None
-    dense = x._dense_view() if x.sites.is_full else x.to_dense()
-    return SparseTensor._from_full(f(dense), keep_none=x.ground is None)
+    dense = wide(x._dense_view() if x.sites.is_full else x.to_dense())
+    return SparseTensor._from_full(f(dense).to(x.features.dtype), keep_none=x.ground is None)
 
 
 def convolution(
@@ -161,7 +165,9 @@ def convolution(
         out = run_dense(
             x,
             steps,
-            lambda t: _CONV[n_axes](t, weight, bias, stride, padding, dilation, groups),
+            lambda t: _CONV[n_axes](
+                t, wide(weight), wide(bias), stride, padding, dilation, groups
+            ),
         )
         if out is not None:
             return out
@@ -206,7 +212,7 @@ def transposed_convolution(
     )
     if sites.is_full or _crossover.threshold is not None:
         args = (stride, padding, output_padding, groups, dilation)
-        out = run_dense(x, steps, lambda t: _TRANSPOSED[n_axes](t, weight, bias, *args))
+        out = run_dense(x, steps, lambda t: _TRANSPOSED[n_axes](t, wide(weight), wide(bias), *args))
         if out is not None:
             return out
     return linear(x, Layer(weight, bias, groups, steps, c_out, True))
@@ -260,8 +266,9 @@ def submanifold_convolution(
         dilation,
     )
     if sites.is_full and n_axes in _CONV and _crossover.runs_dense(True, 1.0, False, steps):
-        dense = _CONV[n_axes](x._dense_view(), weight, bias, 1, steps.left, dilation, groups)
-        return SparseTensor._from_full(dense, sites, keep_none=True)
+        w, b, full = wide(weight), wide(bias), wide(x._dense_view())
+        dense = _CONV[n_axes](full, w, b, 1, steps.left, dilation, groups)
+        return SparseTensor._from_full(dense.to(x.features.dtype), sites, keep_none=True)
     entry = find(sites, steps)
     features = conv(x.features, weight, bias, entry.pairs, sites.n_sites, groups)
     return SparseTensor._of(features, sites, None)
