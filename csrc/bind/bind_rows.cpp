@@ -46,11 +46,11 @@ void segment_sum_of(const Check& check, const Arg& values, const OptionalArg& ro
   for_dtype(dtype, [&](auto zero) {
     using T = decltype(zero);
     const bool is_wide = rows.view.dtype == DType::kInt64;
-    segment_sum<T>({values.view.as<T>(), is_wide ? nullptr : rows.view.as<int32_t>(),
-                    is_wide ? rows.view.as<int64_t>() : nullptr, start.view.as<int64_t>(),
-                    n_segments, n_channels, bias.view.as<T>(), mean.view.as<T>(), out.view.as<T>(),
-                    nullptr},
-                   workspace.view.as<int64_t>(), n_threads);
+    segment_sum<T>(
+        {values.view.as<T>(), is_wide ? nullptr : rows.view.as<int32_t>(),
+         is_wide ? rows.view.as<int64_t>() : nullptr, start.view.as<int64_t>(), n_segments,
+         n_channels, bias.view.as<T>(), mean.view.as<T>(), out.view.as<T>(), nullptr},
+        workspace.view.as<int64_t>(), n_threads);
   });
 }
 

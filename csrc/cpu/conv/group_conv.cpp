@@ -9,33 +9,35 @@
 namespace ds {
 namespace {
 
-// Groups of a job: a megabyte of gathered rows at 64 channels, so that starting the stream of rows
-// anew is a small part of it.
-constexpr int64_t kJobGroups = 32;
+// Groups of a job: a job starts its stream of rows anew, which costs as much as a few groups.
+constexpr int64_t kLeastGroups = 8, kMostGroups = 128, kJobsPerThread = 4;
 
 int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
 }
 
-// All tiles of one column block and one offset, from torch's layout. Returns whether all values
-// are finite.
-bool pack_block(const ConvArgs<bf16>& a, int64_t block, int64_t k) {
-  const int64_t k_count = a.pairs.n_offsets, n_depth = ceil_div(a.c_in, kTileDepth);
-  // (c_out, c_in, k), or (c_in, c_out, k) where transposed
-  const int64_t in_stride = a.transposed ? a.c_out * k_count : k_count;
-  const int64_t out_stride = a.transposed ? k_count : a.c_in * k_count;
-  bf16* tile = reinterpret_cast<bf16*>(a.workspace) +
-               (block * k_count + k) * n_depth * 2 * kTileValues;
+// The tiles of all offsets for 32 columns and 32 input channels, from torch's layout, whose offsets
+// lie together. Returns whether all values are finite.
+bool pack_block(const ConvArgs<bf16>& a, int64_t block, int64_t depth) {
+  const int64_t n_offsets = a.pairs.n_offsets, n_depth = ceil_div(a.c_in, kTileDepth);
+  // (c_out, c_in, n_offsets), or (c_in, c_out, n_offsets) where transposed
+  const int64_t in_stride = a.transposed ? a.c_out * n_offsets : n_offsets;
+  const int64_t out_stride = a.transposed ? n_offsets : a.c_in * n_offsets;
+  const int64_t tiles_stride = n_depth * 2 * kTileValues;
+  bf16* tiles = reinterpret_cast<bf16*>(a.workspace) + block * n_offsets * tiles_stride +
+                depth * 2 * kTileValues;
   bool finite = true;
-  for (int64_t depth = 0; depth < n_depth; ++depth) {
-    for (int64_t column = block * kBlockColumns; column < (block + 1) * kBlockColumns;
-         column += kTileColumns, tile += kTileValues) {
-      for (int64_t i = 0; i < kTileValues; ++i) {
-        const int64_t pair = i / (2 * kTileColumns), o = column + i % (2 * kTileColumns) / 2;
-        const int64_t c = depth * kTileDepth + 2 * pair + i % 2;
-        const bool exists = c < a.c_in && o < a.c_out;
-        tile[i] = exists ? a.weight[o * out_stride + c * in_stride + k] : bf16{0};
-        finite &= (tile[i].bits & 0x7f80) != 0x7f80;
+  for (int64_t column = 0; column < kBlockColumns; ++column) {
+    for (int64_t channel = 0; channel < kTileDepth; ++channel) {
+      const int64_t o = block * kBlockColumns + column, c = depth * kTileDepth + channel;
+      const bf16* from = a.weight + o * out_stride + c * in_stride;
+      bf16* into = tiles + column / kTileColumns * kTileValues + channel / 2 * 2 * kTileColumns +
+                   column % kTileColumns * 2 + channel % 2;
+      const bool exists = o < a.c_out && c < a.c_in;
+      for (int64_t k = 0; k < n_offsets; ++k) {
+        const bf16 value = exists ? from[k] : bf16{0};
+        into[k * tiles_stride] = value;
+        finite &= (value.bits & 0x7f80) != 0x7f80;
       }
     }
   }
@@ -54,17 +56,20 @@ int64_t group_conv_workspace(int64_t c_in, int64_t c_out, int64_t n_offsets) {
 }
 
 void group_conv(const ConvArgs<bf16>& a, const RowGroups& groups, int n_threads) {
-  const int64_t n_offsets = a.pairs.n_offsets;
+  const int64_t n_depth = ceil_div(a.c_in, kTileDepth);
   std::atomic<bool> is_finite{true};
-  parallel_for(ceil_div(a.c_out, kBlockColumns) * n_offsets, n_threads, [&](int64_t job) {
-    if (!pack_block(a, job / n_offsets, job % n_offsets)) is_finite = false;
+  parallel_for(ceil_div(a.c_out, kBlockColumns) * n_depth, n_threads, [&](int64_t job) {
+    if (!pack_block(a, job / n_depth, job % n_depth)) is_finite = false;
   });
-  parallel_for(ceil_div(groups.n_groups, kJobGroups), n_threads, [&](int64_t job) {
+  // How the groups are cut into jobs shows in no result.
+  const int64_t job_groups = std::clamp(groups.n_groups / (kJobsPerThread * std::max(1, n_threads)),
+                                        kLeastGroups, kMostGroups);
+  parallel_for(ceil_div(groups.n_groups, job_groups), n_threads, [&](int64_t job) {
     GroupConvTile t{};
     t.x = a.x;
     t.w = reinterpret_cast<const bf16*>(a.workspace);
     t.is_finite = is_finite;
-    t.n_offsets = n_offsets;
+    t.n_offsets = a.pairs.n_offsets;
     t.c_in = a.c_in;
     t.c_out = a.c_out;
     t.y = a.y;
@@ -73,8 +78,8 @@ void group_conv(const ConvArgs<bf16>& a, const RowGroups& groups, int n_threads)
     t.u_start = a.u_start;
     t.u_rows = a.u_rows;
     t.groups = groups;
-    t.begin = job * kJobGroups;
-    t.end = std::min(groups.n_groups, t.begin + kJobGroups);
+    t.begin = job * job_groups;
+    t.end = std::min(groups.n_groups, t.begin + job_groups);
     kernel_table().group_conv(t);
   });
 }

@@ -31,9 +31,9 @@ struct GroupConvTile {
   const bf16* w;
   bool is_finite;  // all of w. If not, it must not meet the zeros that stand for missing rows.
   int64_t n_offsets, c_in, c_out;
-  bf16* y;  // (n_dst, c_out)
+  bf16* y;            // (n_dst, c_out)
   const float* bias;  // (c_out) or null
-  const float* u;  // (n_u, c_out) or null, with u_start and u_rows: see ConvArgs
+  const float* u;     // (n_u, c_out) or null, with u_start and u_rows: see ConvArgs
   const int64_t* u_start;
   const int32_t* u_rows;
   RowGroups groups;

@@ -9,7 +9,7 @@
 //          half reads an offset: 3 loads, 2 products.
 // Chunks   The entries of a group whose rows fill 16 KiB: their rows are gathered once into a
 //          buffer that stays in L1 for all columns, and the accumulators of a column block are
-//          loaded and stored once a chunk (8 tiles moved for 32 products at c_in = 64). While a
+//          loaded and stored at most once a chunk (8 tiles moved for 32 products). While a
 //          chunk is multiplied the rows of the next are copied into the other buffer, a few between
 //          the products of two entries, and those of the one after that are asked for: neither
 //          latency nor copying has the units wait.
@@ -45,8 +45,8 @@ struct Chunk {
 
 struct Cut {
   const GroupConvTile& t;
-  int64_t depth_blocks;    // of 32 channels, of all of c_in
-  int64_t chunk_entries;   // so many entries' rows fill the buffer
+  int64_t depth_blocks;   // of 32 channels, of all of c_in
+  int64_t chunk_entries;  // so many entries' rows fill the buffer
 
   explicit Cut(const GroupConvTile& tile)
       : t(tile),
@@ -151,34 +151,48 @@ struct Loader {
 
 // The 16 sums of slot `slot` from column `column` on.
 [[gnu::always_inline]] inline float* sums_of(float* sums, int slot, int64_t column) {
-  const int64_t tile = column / kBlockColumns * 4 + slot / kHalfRows * 2 +
-                       column % kBlockColumns / kTileColumns;
+  const int64_t tile =
+      column / kBlockColumns * 4 + slot / kHalfRows * 2 + column % kBlockColumns / kTileColumns;
   return sums + tile * kTileFloats + slot % kHalfRows * kTileColumns;
 }
 
-// sums = bias + the u rows of each output row, offsets ascending.
+// sums += the u rows of output row `row`, in their order.
+inline void add_u_rows(const Cut& cut, const Chunk& chunk, int32_t row, int slot, float* sums) {
+  const GroupConvTile& t = cut.t;
+  const int64_t n = cut.columns_of(chunk), begin = t.u_start[row], end = t.u_start[row + 1];
+  if (begin == end) return;
+  for (int64_t c = 0; c < n; c += kTileColumns) {
+    float* into = sums_of(sums, slot, c);
+    const float* u = t.u + chunk.column + c;
+    if (n - c >= kTileColumns) {
+      Vec<float> sum[kTileColumns / kLanes<float>];
+      __builtin_memcpy(sum, into, sizeof sum);
+      for (int64_t j = begin; j < end; ++j)
+        for (int v = 0; v < kTileColumns / kLanes<float>; ++v)
+          sum[v] += load(u + t.u_rows[j] * t.c_out + v * kLanes<float>);
+      __builtin_memcpy(into, sum, sizeof sum);
+    } else {
+      for (int64_t j = begin; j < end; ++j)
+        for (int64_t i = 0; i < n - c; ++i) into[i] += u[t.u_rows[j] * t.c_out + i];
+    }
+  }
+}
+
+// sums = bias + the u rows of each output row; columns that do not exist are zero.
 inline void start_sums(const Cut& cut, const Chunk& chunk, float* sums) {
   const GroupConvTile& t = cut.t;
-  const int64_t n = cut.columns_of(chunk);
+  const int64_t n = cut.columns_of(chunk), n_blocks = (n + kBlockColumns - 1) / kBlockColumns;
+  for (int64_t c = 0; c < n_blocks * kBlockColumns; c += kTileColumns) {
+    float bias[kTileColumns] = {};
+    for (int64_t i = 0; t.bias && i < least(kTileColumns, n - c); ++i)
+      bias[i] = t.bias[chunk.column + c + i];
+    for (int slot = 0; slot < kGroupRows; ++slot)
+      __builtin_memcpy(sums_of(sums, slot, c), bias, sizeof bias);
+  }
+  if (!t.u) return;
   for (int slot = 0; slot < kGroupRows; ++slot) {
     const int32_t row = t.groups.order[chunk.group * kGroupRows + slot];
-    const int64_t u_begin = t.u && row >= 0 ? t.u_start[row] : 0;
-    const int64_t u_end = t.u && row >= 0 ? t.u_start[row + 1] : 0;
-    for (int64_t c = 0; c < n; c += kTileColumns) {
-      float* into = sums_of(sums, slot, c);
-      const int64_t width = least(kTileColumns, n - c);
-      for (int64_t i = 0; i < kTileColumns; ++i)
-        into[i] = t.bias && i < width ? t.bias[chunk.column + c + i] : 0;
-      for (int64_t j = u_begin; j < u_end; ++j) {
-        const float* u = t.u + t.u_rows[j] * t.c_out + chunk.column + c;
-        for (int64_t i = 0; i < width; ++i) into[i] += u[i];
-      }
-    }
-    // The second tile of the last block may have no column: it is loaded all the same.
-    if (n % kBlockColumns != 0 && n % kBlockColumns <= kTileColumns) {
-      float* into = sums_of(sums, slot, n / kBlockColumns * kBlockColumns + kTileColumns);
-      for (int64_t i = 0; i < kTileColumns; ++i) into[i] = 0;
-    }
+    if (row >= 0) add_u_rows(cut, chunk, row, slot, sums);
   }
 }
 
@@ -212,37 +226,54 @@ template <class Tiles, int Halves>
   }
 }
 
+// One chunk's products with one block of columns.
+template <class Tiles>
+[[gnu::always_inline]] inline void multiply_block(Tiles& tiles, const Cut& cut, const Chunk& chunk,
+                                                  const bf16* rows, int64_t block, int64_t units,
+                                                  Loader* loader) {
+  const GroupConvTile& t = cut.t;
+  const int64_t blocks = cut.blocks_of(chunk);
+  const int64_t first_place = (chunk.column / kBlockColumns + block) * t.n_offsets;
+  for (int64_t entry = chunk.entry; entry < chunk.entry_end; ++entry) {
+    const int32_t tap = t.groups.taps[entry];
+    const bf16* w = t.w + ((first_place + tap / 4) * cut.depth_blocks + chunk.depth / kTileDepth) *
+                              2 * kTileValues;
+    if ((tap & 3) == 3)
+      multiply_entry<Tiles, 3>(tiles, rows, w, blocks);
+    else if (tap & 1)
+      multiply_entry<Tiles, 1>(tiles, rows, w, blocks);
+    else
+      multiply_entry<Tiles, 2>(tiles, rows, w, blocks);
+    rows += 2 * blocks * kTileValues;
+    loader->advance(units);
+  }
+}
+
+// Blocks of columns one way in one chunk and the other way in the next: the sums of the block where
+// two chunks of a group meet stay in registers.
 template <class Tiles>
 void multiply_chunk(Tiles& tiles, const Cut& cut, const Chunk& chunk, const bf16* rows, float* sums,
-                    Loader* loader) {
-  const GroupConvTile& t = cut.t;
-  const int64_t n_entries = chunk.entry_end - chunk.entry, blocks = cut.blocks_of(chunk);
+                    bool backwards, Loader* loader) {
   const int64_t n_columns = (cut.columns_of(chunk) + kBlockColumns - 1) / kBlockColumns;
-  const int64_t n_steps = n_columns * n_entries, n_units =
+  const int64_t n_steps = n_columns * (chunk.entry_end - chunk.entry);
+  const int64_t n_units =
       (loader->chunk.entry_end - loader->chunk.entry) * (kGroupRows / kUnitRows);
-  const int64_t units = n_steps ? (n_units + n_steps - 1) / n_steps : 0;
-  for (int64_t block = 0; n_entries > 0 && block < n_columns; ++block, sums += 4 * kTileFloats) {
-    tiles.template load<0>(sums);
-    tiles.template load<1>(sums + kTileFloats);
-    tiles.template load<2>(sums + 2 * kTileFloats);
-    tiles.template load<3>(sums + 3 * kTileFloats);
-    for (int64_t e = 0; e < n_entries; ++e) {
-      const int32_t tap = t.groups.taps[chunk.entry + e];
-      const bf16* entry_rows = rows + e * 2 * blocks * kTileValues;
-      const int64_t place = (chunk.column / kBlockColumns + block) * t.n_offsets + tap / 4;
-      const bf16* w = t.w + (place * cut.depth_blocks + chunk.depth / kTileDepth) * 2 * kTileValues;
-      if ((tap & 3) == 3)
-        multiply_entry<Tiles, 3>(tiles, entry_rows, w, blocks);
-      else if (tap & 1)
-        multiply_entry<Tiles, 1>(tiles, entry_rows, w, blocks);
-      else
-        multiply_entry<Tiles, 2>(tiles, entry_rows, w, blocks);
-      loader->advance(units);
+  for (int64_t i = 0; n_steps > 0 && i < n_columns; ++i) {
+    const int64_t block = backwards ? n_columns - 1 - i : i;
+    float* at = sums + block * 4 * kTileFloats;
+    if (i > 0 || chunk.is_first) {
+      tiles.template load<0>(at);
+      tiles.template load<1>(at + kTileFloats);
+      tiles.template load<2>(at + 2 * kTileFloats);
+      tiles.template load<3>(at + 3 * kTileFloats);
     }
-    tiles.template store<0>(sums);
-    tiles.template store<1>(sums + kTileFloats);
-    tiles.template store<2>(sums + 2 * kTileFloats);
-    tiles.template store<3>(sums + 3 * kTileFloats);
+    multiply_block(tiles, cut, chunk, rows, block, (n_units + n_steps - 1) / n_steps, loader);
+    if (i < n_columns - 1 || chunk.is_last) {
+      tiles.template store<0>(at);
+      tiles.template store<1>(at + kTileFloats);
+      tiles.template store<2>(at + 2 * kTileFloats);
+      tiles.template store<3>(at + 3 * kTileFloats);
+    }
   }
   loader->finish();
 }
@@ -254,12 +285,14 @@ inline void multiply_plainly(const Cut& cut, const Chunk& chunk, const bf16* row
   for (int64_t entry = chunk.entry; entry < chunk.entry_end; ++entry) {
     for (int slot = 0; slot < kGroupRows; ++slot) {
       if (t.groups.rows[entry * kGroupRows + slot] < 0) continue;
-      const bf16* row = rows + ((entry - chunk.entry) * 2 + slot / kHalfRows) * blocks * kTileValues +
+      const bf16* row = rows +
+                        ((entry - chunk.entry) * 2 + slot / kHalfRows) * blocks * kTileValues +
                         slot % kHalfRows * kTileDepth;
       for (int64_t o = 0; o < cut.columns_of(chunk); ++o) {
-        const int64_t place = (chunk.column + o) / kBlockColumns * t.n_offsets +
-                              t.groups.taps[entry] / 4;
-        const bf16* w = t.w + (place * cut.depth_blocks + chunk.depth / kTileDepth) * 2 * kTileValues +
+        const int64_t place =
+            (chunk.column + o) / kBlockColumns * t.n_offsets + t.groups.taps[entry] / 4;
+        const bf16* w = t.w +
+                        (place * cut.depth_blocks + chunk.depth / kTileDepth) * 2 * kTileValues +
                         o % kBlockColumns / kTileColumns * kTileValues + o % kTileColumns * 2;
         float* sum = sums_of(sums, slot, o) + o % kTileColumns;
         for (int64_t c = 0; c < depth; ++c)
@@ -280,13 +313,15 @@ void group_conv_tile(const GroupConvTile& t) {
   const Cut cut(t);
   Chunk now = cut.first();
   Loader(cut, now, rows[0]).finish();
+  bool backwards = false;
   for (int buffer = 0; now.group < t.end; buffer ^= 1) {
     const Chunk next = cut.after(now);
     Loader loader(cut, next, rows[buffer ^ 1]);
+    backwards = !now.is_first && !backwards;
     if (now.is_first) start_sums(cut, now, sums);
     tiles.order_memory();
     if (t.is_finite) {
-      multiply_chunk(tiles, cut, now, rows[buffer], sums, &loader);
+      multiply_chunk(tiles, cut, now, rows[buffer], sums, backwards, &loader);
     } else {
       multiply_plainly(cut, now, rows[buffer], sums);
       loader.finish();

@@ -25,7 +25,8 @@ uint64_t gray_rank(const int32_t* entry, int64_t n_offsets) {
 int halves_of(const int32_t* table, int64_t n_offsets, const int32_t* order, int64_t k) {
   int halves = 0;
   for (int slot = 0; slot < kGroupRows; ++slot)
-    if (order[slot] >= 0 && table[order[slot] * n_offsets + k] >= 0) halves |= 1 << slot / kHalfRows;
+    if (order[slot] >= 0 && table[order[slot] * n_offsets + k] >= 0)
+      halves |= 1 << slot / kHalfRows;
   return halves;
 }
 
@@ -40,9 +41,8 @@ int64_t plan_row_groups(const int32_t* table, int64_t n_dst, int64_t n_offsets, 
       keys[i] = gray_rank(table + i * n_offsets, n_offsets);
       order[i] = static_cast<int32_t>(i);
     }
-    std::sort(order + begin, order + end, [&](int32_t a, int32_t b) {
-      return keys[a] != keys[b] ? keys[a] < keys[b] : a < b;
-    });
+    std::sort(order + begin, order + end,
+              [&](int32_t a, int32_t b) { return keys[a] != keys[b] ? keys[a] < keys[b] : a < b; });
   });
   const int64_t n_groups = n_row_groups(n_dst);
   std::fill(order + n_dst, order + n_groups * kGroupRows, -1);

@@ -19,8 +19,8 @@ constexpr RowKernels<T> row_kernels() {
 
 template <class T>
 constexpr KernelSet<T> kernel_set() {
-  return {row_kernels<T>(),  kPanel<T>,         gemm_tile<T>, weight_grad_block<T>,
-          depthwise_tile<T>, depthwise_grad_chunk<T>};
+  return {row_kernels<T>(),     kPanel<T>,         gemm_tile<T>,
+          weight_grad_block<T>, depthwise_tile<T>, depthwise_grad_chunk<T>};
 }
 
 template <class T>
@@ -40,13 +40,13 @@ constexpr HalfKernelSet<T> half_kernel_set() {
 }  // namespace
 }  // namespace ds
 
-#define DS_EXPORT_KERNELS(name, isa)                               \
-  namespace ds {                                                   \
-  extern const KernelTable name;                                   \
-  const KernelTable name = {isa,                                   \
-                            kernel_set<float>(),                   \
-                            kernel_set<double>(),                  \
-                            half_kernel_set<bf16>(),               \
-                            half_kernel_set<f16>(),                \
-                            nullptr};                              \
+#define DS_EXPORT_KERNELS(name, isa)                 \
+  namespace ds {                                     \
+  extern const KernelTable name;                     \
+  const KernelTable name = {isa,                     \
+                            kernel_set<float>(),     \
+                            kernel_set<double>(),    \
+                            half_kernel_set<bf16>(), \
+                            half_kernel_set<f16>(),  \
+                            nullptr};                \
   }

@@ -66,8 +66,8 @@ void gather_winners(const WindowMaxGradArgs<T>& a, int64_t v, int64_t begin, int
     for (; c < end; ++c) {
       Acc<T> sum = first ? Acc<T>(0) : sums[c - begin];
       for (int i = 0; i < n; ++i)
-        sum += a.arg[taps[i].row + c] == taps[i].offset ? widened(a.dy[taps[i].row + c])
-                                                        : Acc<T>(0);
+        sum +=
+            a.arg[taps[i].row + c] == taps[i].offset ? widened(a.dy[taps[i].row + c]) : Acc<T>(0);
       sums[c - begin] = sum;
     }
     first = false;

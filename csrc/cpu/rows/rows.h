@@ -23,9 +23,9 @@ struct SegmentSumArgs {
   const int64_t* rows64;
   const int64_t* start;  // (n_segments + 1), ascending
   int64_t n_segments, n_channels;
-  const T* bias;  // (n_channels) or null
-  const T* mean;  // (n_segments, n_channels) or null
-  T* out;         // (n_segments, n_channels)
+  const T* bias;    // (n_channels) or null
+  const T* mean;    // (n_segments, n_channels) or null
+  T* out;           // (n_segments, n_channels)
   Acc<T>* partial;  // (n_segments, n_channels) or null: where to put the sums, unrounded, in out's
                     // stead
 };

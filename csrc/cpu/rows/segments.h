@@ -33,8 +33,8 @@ void add_pairwise(T* slots, int64_t n_slots, int64_t n_channels) {
 }
 
 // piece(first, n, start, bias, out, partial): reduces the segments first .. first + n - 1, bounded
-// by start[0 .. n], into the rows of `partial` (unrounded) or, where that is null, of `out`, leaving
-// out those longer than kSegmentChunk.
+// by start[0 .. n], into the rows of `partial` (unrounded) or, where that is null, of `out`,
+// leaving out those longer than kSegmentChunk.
 template <class T, class Piece>
 void reduce_segments(const int64_t* start, int64_t n_segments, int64_t n_channels, const T* bias,
                      T* out, int64_t* workspace, int n_threads, const Piece& piece) {
