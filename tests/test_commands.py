@@ -28,7 +28,7 @@ def test_info_is_complete(capsys: pytest.CaptureFixture[str]) -> None:
     assert report["threads"]["torch"] == torch.get_num_threads()
     assert len(report["openmp"]) == 1
     assert {"conv", "conv_weight_grad", "window_max"} <= set(report["operators"])
-    assert report["operators"]["conv"]["cpu"] == ["float32", "float64"]
+    assert report["operators"]["conv"]["cpu"] == ["float32", "float64", "bfloat16", "float16"]
     assert not report["amx"]["compiled"] and report["amx"]["refusal"]
 
 

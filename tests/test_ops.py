@@ -86,6 +86,9 @@ def test_every_instruction_set(isa):
         pytest.skip(f"this build has no {isa} kernels, only {here['compiled']}")
     if isa != EMULATED and ISAS.index(isa) > ISAS.index(here["found"]):
         pytest.skip(f"this machine has no {isa}, only {here['found']}")
+    refusal = info.collect()["amx"]["refusal"]
+    if isa == "amx" and refusal:
+        pytest.skip(refusal)
     report = report_of(isa)
     assert report["isa"]["chosen"] == isa
     failures = {name: text for name, text in report["failures"].items() if text}
