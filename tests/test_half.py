@@ -20,7 +20,7 @@ import cases
 import doublesparse as ds
 import oracle
 from doublesparse import _C, info, ops
-from inputs import grid_plan, make_input, numbers, random_plan, random_segments, random_table
+from inputs import grid_plan, make_input, numbers, random_plan, random_table
 from test_ops import EMULATED, ISAS, bits
 
 THREADS = (1, 2, 3, 5, 16)
@@ -331,6 +331,10 @@ def test_autocast_rounds_operands_and_result(rng):
 
 
 # ------------------------------------------------------------------ the other instruction sets
+def slow(isa: str):
+    return pytest.param(isa, marks=pytest.mark.slow)
+
+
 def usable(isa: str) -> bool:
     here = info.collect()["isa"]
     if isa in (EMULATED, "reference"):
@@ -341,7 +345,7 @@ def usable(isa: str) -> bool:
 
 
 @pytest.mark.skipif("DOUBLESPARSE_ISA" in os.environ, reason="one instruction set was asked for")
-@pytest.mark.parametrize("isa", (*(pytest.param(i, marks=pytest.mark.slow) for i in ISAS), EMULATED))
+@pytest.mark.parametrize("isa", [EMULATED, *map(slow, ISAS)])
 def test_every_instruction_set(isa):
     """The whole file; `test_ops.py` runs the operators' own cases on each of them, too."""
     if isa == info.collect()["isa"]["chosen"] or not usable(isa):

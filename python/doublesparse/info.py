@@ -172,8 +172,7 @@ def _kernel_offers_amx() -> bool:
     """Asks which extended states Linux would grant; asks for none of them."""
     supported = ctypes.c_uint64()
     libc = ctypes.CDLL(None, use_errno=True)
-    failed = libc.syscall(_SYS_ARCH_PRCTL, _FLOATS = ("float32", "float64", "bfloat16", "float16")
-_ARCH_GET_XCOMP_SUPP, ctypes.byref(supported))
+    failed = libc.syscall(_SYS_ARCH_PRCTL, _ARCH_GET_XCOMP_SUPP, ctypes.byref(supported))
     return not failed and bool(supported.value >> _XTILEDATA & 1)
 
 
