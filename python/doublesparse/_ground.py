@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,7 +34,7 @@ class GroundState:
 
     values: Tensor
     axes: tuple[AxisClasses, ...]
-    is_zero: bool
+    is_zero: bool = field(init=False)  # dataclasses.replace gives what __init__ takes
 
     if TYPE_CHECKING:  # what `values` is made of on first use: no fields
         _lazy: tuple[int, torch.dtype, torch.device | str]

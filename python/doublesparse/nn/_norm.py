@@ -6,10 +6,10 @@ import copy
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import functional
-from .._torch_compat import BatchNormBase
+from .._torch_compat import BatchNormBase, extend_forward
 from ..tensor import SparseTensor
 
 
@@ -74,22 +74,7 @@ class SparseBatchNorm(BatchNormBase):
                 "SparseBatchNorm: input must be a SparseTensor where process_group is given, got a "
                 "dense Tensor; use torch.nn.SyncBatchNorm"
             )
-        factor = 0.0 if self.momentum is None else self.momentum
-        if self.track_running_stats and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-            if self.momentum is None:
-                factor = 1.0 / float(self.num_batches_tracked)
-        return functional.batch_norm(
-            input,
-            self.running_mean,
-            self.running_var,
-            self.weight,
-            self.bias,
-            True,
-            factor,
-            self.eps,
-            process_group=self.process_group,
-        )
+        return _synchronized(self, input, self.process_group)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "process_group": None}
@@ -100,3 +85,37 @@ class SparseBatchNorm(BatchNormBase):
         twin.__dict__.update(copy.deepcopy(self.__getstate__(), memo))
         twin.process_group = self.process_group  # a copy in this process stays synchronised
         return twin
+
+
+def _synchronized(module: BatchNormBase, input: SparseTensor, group: Any) -> Any:
+    """The training forward of a batch norm whose statistics are those of all of `group`."""
+    factor = 0.0 if module.momentum is None else module.momentum
+    if module.track_running_stats and module.num_batches_tracked is not None:
+        module.num_batches_tracked.add_(1)
+        if module.momentum is None:
+            factor = 1.0 / float(module.num_batches_tracked)
+    tracked = module.track_running_stats
+    return functional.batch_norm(
+        input,
+        module.running_mean if tracked else None,
+        module.running_var if tracked else None,
+        module.weight,
+        module.bias,
+        True,
+        factor,
+        module.eps,
+        process_group=group if torch.distributed.get_world_size(group) > 1 else None,
+    )
+
+
+def _sync_batch_norm(module: nn.SyncBatchNorm, input: SparseTensor) -> Any:
+    """`nn.SyncBatchNorm` of a SparseTensor, on any device; torch's forward where nothing syncs."""
+    distributed = torch.distributed
+    if not (module.training and distributed.is_available() and distributed.is_initialized()):
+        return NotImplemented
+    return _synchronized(module, input, module.process_group or distributed.group.WORLD)
+
+
+# Its forward refuses the CPU and then calls an autograd function, which asks no
+# __torch_function__: there is nothing else to hook into.
+extend_forward(nn.SyncBatchNorm, SparseTensor, _sync_batch_norm)
