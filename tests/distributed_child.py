@@ -1,4 +1,4 @@
-"""One of several processes of a distributed job: torchrun starts it, `test_distributed.py` reads it.
+"""One of several processes of a distributed job: torchrun starts it, a test reads what it saves.
 
     torchrun --standalone --nproc-per-node=2 distributed_child.py FOLDER
 
