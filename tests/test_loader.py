@@ -97,7 +97,7 @@ def same(a, b) -> bool:
 
 @pytest.fixture(autouse=True)
 def threads_before():
-    """Kernels ran on two threads before the workers start: a forked child must not wait for them."""
+    """Kernels ran on two threads before workers start: a forked child must not wait for them."""
     torch.set_num_threads(2)
     network()(sample(0, "zero").to_dense())
     network()(sample(0, "zero"))
