@@ -6,9 +6,11 @@ of its layers), and spconv itself where it is installed.
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
 import pickle
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -265,6 +267,26 @@ def test_frozen_and_trained_parts_stay_so():
     net.train()
     net(x).square().sum().backward()
     assert net[0].weight.grad is None and net[4].weight.grad.any()
+
+
+def test_sites_die_with_their_tensors():
+    """What an inverse convolution goes back to is not kept by the network, nor by a cycle."""
+    net = ds.nn.from_spconv(network("u_net"))
+    gc.collect()
+    gc.disable()
+    try:
+        x = input_of("u_net")
+        down = net[:4](x)
+        up = net[9](net[8](net[4:8](down)))
+        assert up.sites is x.sites, "the rulebooks of the input are used again"
+        watched = [weakref.ref(t.sites) for t in (x, down)]
+        del x, up
+        assert watched[0]() is None, "the input's sites outlive it"
+        assert net[9](down).spatial_shape == tuple(TREES["u_net"]["shape"])
+        del down
+        assert watched[1]() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c != "max_pool_negative"])

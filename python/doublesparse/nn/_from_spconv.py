@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -210,7 +211,7 @@ def _pooling(name: str, kind: str, m: Any) -> nn.Module:
 
 
 def _sequential(m: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    children: dict[str, nn.Module] = {}
+    children: OrderedDict[str, nn.Module] = OrderedDict()
     of_features = set()
     for name, child in m.named_children():
         if type(child) is nn.BatchNorm1d:
@@ -222,7 +223,7 @@ def _sequential(m: nn.Module, memo: dict[int, Any]) -> nn.Module:
         in_place = getattr(child, "inplace", False) or isinstance(child, nn.SyncBatchNorm)
         if not _takes_tensors(child) and not in_place:
             of_features.add(name)
-    return FeatureSequential(children, frozenset(of_features))
+    return FeatureSequential(children, of_features=frozenset(of_features))
 
 
 def _sync_batch_norm(m: Any, memo: dict[int, Any]) -> nn.Module:

@@ -7,6 +7,7 @@ layers that it went through, and containers hand plain modules the features alon
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -19,11 +20,48 @@ from ..sites import Sites
 from ..tensor import SparseTensor
 from ._norm import SparseBatchNorm
 
-_origins: WeakKeyDictionary[Sites, dict[Hashable, Sites]] = WeakKeyDictionary()
-"""Of sites that a layer made: the sites it read, and those that its input came from, by key.
 
-Held by the sites that were made, as long as they live; it points back only, so there is no cycle.
-"""
+class Origin:
+    """Sites that a layer read, kept by those that it made.
+
+    What they remember (rulebooks) is the original's, as long as that lives; then only where they
+    are is left. The original remembers what was made of it: a strong reference would keep both.
+    """
+
+    def __init__(self, sites: Sites) -> None:
+        self._original = weakref.ref(sites)
+        self._spare = Sites(sites._coords, sites.spatial_shape, sites.batch_size, sites.device)
+
+    def sites(self) -> Sites:
+        """The sites."""
+        return self._original() or self._spare
+
+
+_origins: WeakKeyDictionary[Sites, dict[Hashable, Origin]] = WeakKeyDictionary()
+"""Of sites that a layer made: those it read, and those that its input came from, by key."""
+
+
+def origin(made: Sites, key: Hashable) -> Sites | None:
+    """The sites under a key among those that `made` came from."""
+    found = _origins.get(made, {}).get(key)
+    return None if found is None else found.sites()
+
+
+def remember(made: Sites, source: Sites, key: Hashable) -> None:
+    """Note that `made` came from `source`, and from what that came from.
+
+    Args:
+        made: by a layer.
+        source: what it read.
+        key: a name for `source`; None: it needs none.
+    """
+    if made is source:
+        return
+    known = dict(_origins.get(source, {}))
+    if key is not None:
+        known[key] = Origin(source)
+    # a rulebook that is remembered gives several layers the same Sites object
+    _origins.setdefault(made, {}).update(known)
 
 
 def drop_ground(module: nn.Module, args: tuple[Any, ...]) -> Any:
@@ -51,14 +89,7 @@ class Remember:
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Keep the input's sites, and what they remember."""
-        source, made = args[0].sites, output.sites
-        if made is source:
-            return
-        known = dict(_origins.get(source, {}))
-        if self.key is not None:
-            known[self.key] = source
-        # a rulebook that is remembered gives several layers the same Sites object
-        _origins.setdefault(made, {}).update((k, s) for k, s in known.items() if s is not made)
+        remember(output.sites, args[0].sites, self.key)
 
 
 class Recall:
@@ -73,7 +104,7 @@ class Recall:
         """Add `like`, unless it is given."""
         if len(args) > 1 or "like" in kwargs:
             return args, kwargs
-        found = _origins.get(args[0].sites, {}).get(self.key)
+        found = origin(args[0].sites, self.key)
         if found is None:
             raise ValueError(
                 f"{type(module).__name__}: input must come from the layer with the key "
@@ -90,11 +121,16 @@ class FeatureSequential(nn.Sequential):
         of_features: names of those modules.
     """
 
-    def __init__(self, modules: Mapping[str, nn.Module], of_features: frozenset[str]) -> None:
-        super().__init__()
-        for name, module in modules.items():
-            self.add_module(name, module)
+    def __init__(self, *args: Any, of_features: frozenset[str] = frozenset()) -> None:
+        super().__init__(*args)
         self.of_features = of_features
+
+    def __getitem__(self, idx: Any) -> Any:
+        """A module, or for a slice some of them, which keep their names."""
+        part = super().__getitem__(idx)
+        if isinstance(idx, slice):
+            part.__dict__["of_features"] = self.of_features
+        return part
 
     def forward(self, input: Any) -> Any:
         """Run."""
