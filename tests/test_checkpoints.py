@@ -1,6 +1,6 @@
-"""Networks and checkpoints of spconv and MinkowskiEngine compute here what they compute there.
+"""Networks and checkpoints of spconv compute here what they compute there.
 
-spconv: what its own CPU kernels gave (`data/make_spconv_fixture.py` stored it, with the attributes
+What its own CPU kernels gave (`data/make_spconv_fixture.py` stored it, with the attributes
 of its layers), and spconv itself where it is installed.
 """
 
@@ -27,7 +27,6 @@ CASES = sorted(TREES)
 AGREE = dict(rtol=0.0, atol=1e-5)  # what the package promises for checkpoints in float32
 
 
-# ------------------------------------------------------------------ spconv
 def of_case(case: str, part: str) -> dict[str, torch.Tensor]:
     start = f"{case}/{part}/"
     return {

@@ -20,6 +20,7 @@ from ._imported import (
     drop_ground,
     fill,
     rebuild,
+    sync_batch_norm_like,
 )
 from ._spconv_layout import convert_state, dense_weight
 
@@ -226,19 +227,10 @@ def _sequential(m: nn.Module, memo: dict[int, Any]) -> nn.Module:
     return FeatureSequential(children, of_features=frozenset(of_features))
 
 
-def _sync_batch_norm(m: Any, memo: dict[int, Any]) -> nn.Module:
-    twin = nn.SyncBatchNorm(
-        m.num_features, m.eps, m.momentum, m.affine, m.track_running_stats, m.process_group
-    )
-    twin._parameters, twin._buffers = (copy.deepcopy(d, memo) for d in (m._parameters, m._buffers))
-    twin.register_forward_pre_hook(drop_ground)
-    return twin
-
-
 _CONTAINERS: dict[str, Any] = {
     "SparseSequential": _sequential,
     "SparseBatchNorm": lambda m, memo: batch_norm_like(m),
-    "SparseSyncBatchNorm": _sync_batch_norm,
+    "SparseSyncBatchNorm": lambda m, memo: sync_batch_norm_like(m),
 }
 _PLAIN: dict[str, Any] = {
     "SparseReLU": lambda m: nn.ReLU(m.inplace),

@@ -34,7 +34,8 @@ class Origin:
 
     def sites(self) -> Sites:
         """The sites."""
-        return self._original() or self._spare
+        original = self._original()
+        return self._spare if original is None else original  # an empty one is false
 
 
 _origins: WeakKeyDictionary[Sites, dict[Hashable, Origin]] = WeakKeyDictionary()
@@ -172,17 +173,34 @@ def fill(layer: nn.Module, weight: Tensor, bias: Tensor | None, like: Tensor) ->
     return layer
 
 
-def batch_norm_like(norm: Any) -> nn.Module:
-    """`SparseBatchNorm` with the parameters, buffers and options of a batch norm of torch."""
-    own = SparseBatchNorm(
-        norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats
-    )
-    for kind in ("_parameters", "_buffers"):
-        for name, value in getattr(norm, kind).items():
-            getattr(own, kind)[name] = copy.deepcopy(value)
+def _norm_like(own: nn.Module, norm: nn.Module) -> nn.Module:
+    own._parameters, own._buffers = copy.deepcopy((norm._parameters, norm._buffers))
     own.register_forward_pre_hook(drop_ground)
     own.training = norm.training
     return own
+
+
+def batch_norm_like(norm: Any) -> nn.Module:
+    """`SparseBatchNorm` with the parameters, buffers and options of a batch norm of torch."""
+    options = (norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+    return _norm_like(SparseBatchNorm(norm.num_features, *options), norm)
+
+
+def sync_batch_norm_like(norm: Any) -> nn.Module:
+    """`nn.SyncBatchNorm` with those of another one."""
+    options = (norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+    return _norm_like(nn.SyncBatchNorm(norm.num_features, *options, norm.process_group), norm)
+
+
+def per_axis(value: Any, n_axes: int) -> tuple[int, ...]:
+    """A number for each axis."""
+    values = (value,) * n_axes if isinstance(value, int) else tuple(int(v) for v in value)
+    if len(values) != n_axes:
+        raise ValueError(
+            f"kernel_size: must be a number or one for each of {n_axes} axes, got {value}; "
+            "correct it"
+        )
+    return values
 
 
 def matches(name: str, patterns: Sequence[str]) -> bool:
