@@ -105,10 +105,13 @@ def loss_of(out, rank: int) -> Tensor:
     return total
 
 
-def step(net: nn.Module, module: nn.Module, x: ds.SparseTensor, rank: int) -> dict:
+def step(net: nn.Module, module: nn.Module, x: ds.SparseTensor | Tensor, rank: int) -> dict:
     """Forward and backward of `module`, which wraps `net`."""
-    x = x.replace(features=x.features.clone().requires_grad_())
-    leaf = x.features
+    if isinstance(x, ds.SparseTensor):
+        x = x.replace(features=x.features.clone().requires_grad_())
+        leaf = x.features
+    else:
+        leaf = x
     out = module(x)
     loss_of(out, rank).backward()
     if module is net:
@@ -146,17 +149,8 @@ def synchronized(make, ours: bool) -> nn.Module:
     net = seeded(make)
     if not ours:
         return nn.SyncBatchNorm.convert_sync_batchnorm(net)
-    for name, child in list(net.named_children()):
-        if isinstance(child, nn.BatchNorm2d):
-            options = dict(affine=child.affine, track_running_stats=child.track_running_stats)
-            own = ds.nn.SparseBatchNorm(
-                child.num_features,
-                momentum=child.momentum,
-                process_group=dist.group.WORLD,
-                **options,
-            )
-            own.load_state_dict(child.state_dict())
-            setattr(net, name, own.double())
+    net = ds.nn.SparseBatchNorm.convert_sync_batchnorm(net)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in net.modules())
     return net
 
 
@@ -191,6 +185,9 @@ def run_all(rank: int) -> dict:
         net = seeded(lambda: ActiveNet(dist.group.WORLD))
         x = share_of("active only", rank)
         results["active", name] = step(net, parallel(net, **options), x, rank)
+    net = synchronized(norm_net, True)
+    dense = share_of("uneven", rank).to_dense().requires_grad_()
+    results["dense input"] = step(net, parallel(net), dense, rank)
     net = synchronized(norm_net, False)
     results["again"] = step(net, parallel(net), share_of("uneven", rank), rank)
     return results

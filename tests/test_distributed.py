@@ -142,6 +142,18 @@ def test_networks_where_inactive_sites_do_not_exist(name, ranks):
 
 
 @needs_gloo
+def test_synchronized_statistics_of_dense_tensors(ranks):
+    """`SparseBatchNorm` takes them in a group too, also where torch's layer refuses the CPU."""
+    want = whole(child.norm_net, "uneven")
+    for rank, results in enumerate(ranks):
+        got = results["dense input"]
+        assert close(got["out"][0], want["out"][rank][0])
+        for name, grad in want["grads"].items():
+            assert close(got["grads"][name] * child.N_RANKS, grad)
+        assert all(close(got["buffers"][n], b) for n, b in want["buffers"].items())
+
+
+@needs_gloo
 def test_synchronized_statistics_have_the_same_bits_run_after_run(ranks):
     for results in ranks:
         first, again = results["norm", "uneven", False], results["again"]
@@ -178,6 +190,11 @@ def test_dataclasses_replace(rng):
         dataclasses.replace(x, features=x.features[1:])
 
 
+def test_conversion_needs_processes():
+    with pytest.raises(RuntimeError, match="init_process_group"):
+        ds.nn.SparseBatchNorm.convert_sync_batchnorm(nn.Sequential(nn.BatchNorm2d(3)))
+
+
 def test_sync_batch_norm_alone():
     """Where nothing is to be synchronised it is `nn.BatchNorm2d`; dense tensors stay torch's."""
     x = child.share_of("even", 0)
@@ -202,7 +219,13 @@ def test_sync_batch_norm_in_a_group_of_one(tmp_path):
             norm = norm.double()
             assert close(norm(x).to_dense(), want)
             assert close(norm.running_var, plain.running_var)
-            with pytest.raises((ValueError, NotImplementedError)):
-                norm(x.to_dense())  # torch's layer refuses the CPU; ours says what to use
+        own = ds.nn.SparseBatchNorm.convert_sync_batchnorm(nn.SyncBatchNorm(3).double())
+        assert close(own(x.to_dense()), want) and own.process_group is group
+        rows = torch.randn(5, 3, dtype=torch.float64)
+        assert close(own(rows), nn.BatchNorm1d(3).double()(rows))
+        with pytest.raises(ValueError, match="SparseBatchNorm"):
+            own(rows[0])
+        with pytest.raises(ValueError):
+            nn.SyncBatchNorm(3).double()(x.to_dense())  # torch's own refusal of a dense CPU tensor
     finally:
         torch.distributed.destroy_process_group()
