@@ -76,9 +76,15 @@ class RulebookOfABatch:
         return batch, book.pairs(), book.out_sites.coords
 
 
+def as_in_tests(_: int) -> None:
+    """Every layer on the sparse path; a spawned process starts with the default."""
+    ds.set_crossover(None)
+
+
 def load(dataset, method: str | None, workers: int = 1, **options) -> list:
     if method is not None:
         options |= dict(num_workers=workers, multiprocessing_context=method, timeout=90)
+        options |= dict(worker_init_fn=as_in_tests)
     return list(DataLoader(dataset, batch_size=3, **options))
 
 
