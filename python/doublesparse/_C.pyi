@@ -203,6 +203,19 @@ def window_max_grad(
     n_threads: int,
     /,
 ) -> None: ...
+def join_rows(a: Tensor, b: Tensor, keys: Tensor, from_a: Tensor, from_b: Tensor, /) -> int: ...
+def add_rows(
+    a: Tensor,
+    ground_a: Tensor | None,
+    from_a: Tensor,
+    b: Tensor,
+    ground_b: Tensor | None,
+    from_b: Tensor,
+    scale: float,
+    y: Tensor,
+    n_threads: int,
+    /,
+) -> None: ...
 def scatter_rows(rows: Tensor, place: Tensor, out: Tensor, n_threads: int, /) -> None: ...
 def segment_workspace(is_double: bool, n_positions: int, n_channels: int, /) -> int: ...
 def segment_sum(

@@ -15,10 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ._autograd import wanted
 from ._classes import merge
 from ._elementwise import Function, apply, channel_dim, refuse, with_values
 from ._ground import GroundState, remembered
-from ._union import Rows, place, spread_rows, union
+from ._union import Rows, add, place, spread_rows, union
+from .sites import Sites
 from .tensor import SparseTensor
 
 
@@ -78,22 +80,7 @@ def zip_with(
         RuntimeError: other devices.
     """
     _check_operands(operation, tensors)
-    sites = tensors[0].sites
-    rows: list[Rows] = [None]
-    for x in tensors[1:]:
-        sites, moved, more = union(sites, x.sites)
-        if moved is not None:
-            rows = [moved if r is None else moved[r] for r in rows]
-        rows.append(more)
-    if all(r is None for r in rows):
-        features = f(*(x.features for x in tensors)).contiguous()
-    elif kind:
-        features = place(tensors, rows, sites, kind)
-    else:
-        pairs = zip(tensors, rows, strict=True)
-        features = f(
-            *(x.features if r is None else place([x], [r], sites, "cat") for x, r in pairs)
-        )
+    features, sites = _features(f, tensors, kind)
     if any(x.ground is None for x in tensors):
         return SparseTensor._of(features, sites, None)
     grounds = [x.ground for x in tensors if x.ground is not None]
@@ -108,6 +95,38 @@ def zip_with(
     frozen = bool(kind) and all(g.memo is not None for g in grounds)
     state = remembered(grounds[0], kind, tuple(grounds[1:]), respond) if frozen else respond()
     return SparseTensor._of(features, sites, state)
+
+
+_SCALES = {"add": 1.0, "sub": -1.0}
+
+
+def _features(
+    f: Callable[..., Tensor], tensors: Sequence[SparseTensor], kind: str
+) -> tuple[Tensor, Sites]:
+    """F of the features on the union of the sites, and that union."""
+    sites = tensors[0].sites
+    if kind in _SCALES and _plain(tensors) and not sites.same_as(tensors[1].sites):
+        return add(tensors[0], tensors[1], _SCALES[kind])
+    rows: list[Rows] = [None]
+    for x in tensors[1:]:
+        sites, moved, more = union(sites, x.sites)
+        if moved is not None:
+            rows = [moved if r is None else moved[r] for r in rows]
+        rows.append(more)
+    if all(r is None for r in rows):
+        return f(*(x.features for x in tensors)).contiguous(), sites
+    if kind:
+        return place(tensors, rows, sites, kind), sites
+    pairs = zip(tensors, rows, strict=True)
+    operands = (x.features if r is None else place([x], [r], sites, "cat") for x, r in pairs)
+    return f(*operands), sites
+
+
+def _plain(tensors: Sequence[SparseTensor]) -> bool:
+    """Two operands in one dtype of the kernels, and no gradient wanted."""
+    dtypes = {x.features.dtype for x in tensors}
+    fits = len(tensors) == 2 and dtypes in ({torch.float32}, {torch.float64})
+    return fits and not wanted(*tensors)
 
 
 # ------------------------------------------------------------------ two operands

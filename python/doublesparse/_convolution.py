@@ -296,7 +296,7 @@ def submanifold_convolution(
         dilation,
     )
     if sites.is_full and n_axes in _CONV and _crossover.runs_dense(True, 1.0, False, steps):
-        w, b, full = map(for_torch, (weight, bias, x._dense_view()))
+        w, b, full = for_torch(weight), for_torch(bias), for_torch(x._dense_view())
         dense = _CONV[n_axes](full, w, b, 1, steps.left, dilation, groups)
         return SparseTensor._from_full(dense.to(x.features.dtype), sites, keep_none=True)
     entry = find(sites, steps)

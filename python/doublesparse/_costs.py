@@ -41,8 +41,8 @@ class Machine(NamedTuple):
     tap_channel: float = 0.12
     site: float = 30.0
     site_tap: float = 3.0
-    layer: float = 100e3
-    ground: float = 150e3
+    layer: float = 200e3
+    ground: float = 250e3
     dense: float = 60e3
     reorder: float = 0.7
     pack: float = 0.5

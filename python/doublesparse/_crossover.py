@@ -86,7 +86,7 @@ def runs_dense(
 
 # A saturated result makes every later layer cost what it costs dense: not for a small gain now, and
 # not while half of the sites are inactive.
-MARGIN = 1.05
+MARGIN = 1.0
 LEAST_DENSITY = 0.5
 
 

@@ -157,6 +157,57 @@ def _workspace(values: Tensor, n_positions: int, n_channels: int) -> Tensor:
     return torch.empty(size, dtype=torch.int64)
 
 
+def join_rows(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The union of two sorted lists of keys.
+
+    Args:
+        a: int64 (n_a,), strictly ascending.
+        b: int64 (n_b,), strictly ascending.
+
+    Returns:
+        the keys int64 (n,), and for each the row of `a` and of `b` that has it, or -1: int32.
+    """
+    try:
+        most = len(a) + len(b)
+    except TypeError:
+        _refuse("join_rows", a=(a, 1), b=(b, 1))
+        raise
+    keys = torch.empty(most, dtype=torch.int64)
+    rows = torch.empty(2, most, dtype=torch.int32)
+    n = _C.join_rows(a, b, keys, rows[0], rows[1])
+    return keys[:n], rows[0, :n], rows[1, :n]
+
+
+def add_rows(
+    a: Tensor,
+    ground_a: Tensor | None,
+    from_a: Tensor,
+    b: Tensor,
+    ground_b: Tensor | None,
+    from_b: Tensor,
+    scale: float = 1.0,
+) -> Tensor:
+    """Sums of rows of two tensors, ``a + scale * b``: (n_out, C).
+
+    Args:
+        a: (n_a, C), float32 or float64.
+        ground_a: (n_ground, C) or None.
+        from_a: int32 (n_out,): a row of `a`; or -1, zero; or -2 - g, row g of its ground.
+        b: as `a`.
+        ground_b: as `ground_a`.
+        from_b: as `from_a`.
+        scale: of `b`.
+    """
+    try:
+        y = a.new_empty(len(from_a), a.shape[1])
+    except (*_NO_SHAPE, IndexError):
+        _refuse("add_rows", a=(a, 2), from_a=(from_a, 1))
+        raise
+    threads = torch.get_num_threads()
+    _C.add_rows(a, ground_a, from_a, b, ground_b, from_b, scale, y, threads)
+    return y
+
+
 def scatter_rows(rows: Tensor, place: Tensor, n_out: int) -> Tensor:
     """Rows at their places, zero elsewhere: (n_out, C).
 

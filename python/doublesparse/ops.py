@@ -15,9 +15,11 @@ from torch import Tensor
 
 from . import _C
 from ._scratch import scratch
+from ._window_ops import add_rows as add_rows
 from ._window_ops import every_tap as every_tap
 from ._window_ops import ground_taps as ground_taps
 from ._window_ops import invert_rows as invert_rows
+from ._window_ops import join_rows as join_rows
 from ._window_ops import scatter_rows as scatter_rows
 from ._window_ops import segment_sum as segment_sum
 from ._window_ops import segment_sum_sq as segment_sum_sq
