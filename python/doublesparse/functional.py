@@ -36,6 +36,7 @@ from ._functional_pool import (
 )
 from ._global_pool import global_avg_pool, global_max_pool
 from ._normalization import batch_norm
+from ._resample import interpolate
 
 __all__ = [
     "adaptive_avg_pool1d",
@@ -54,6 +55,7 @@ __all__ = [
     "conv_transpose3d",
     "global_avg_pool",
     "global_max_pool",
+    "interpolate",
     "inverse_conv1d",
     "inverse_conv2d",
     "inverse_conv3d",
