@@ -268,7 +268,6 @@ CHANNELWISE: dict[str, Function] = {
     "split": split,
     "split_with_sizes": split,
     "chunk": chunk,
-    "narrow": narrow,
     "rrelu": rrelu,
 }
 """Functions of the channel vector by name, with torch's arguments."""

@@ -42,7 +42,7 @@ def _column(moved: Tensor) -> Array:
     return moved.reshape(-1, 1).long().numpy()
 
 
-def _runs_dense(x: SparseTensor) -> bool:
+def runs_dense(x: SparseTensor) -> bool:
     return x.sites.is_full and _crossover.get_crossover() is not None
 
 
@@ -58,7 +58,7 @@ def _check_extents(x: SparseTensor, out_shape: tuple[int, ...], operation: str) 
             )
 
 
-def _moved(
+def move(
     x: SparseTensor,
     what: tuple[Hashable, ...],
     make_taps: Callable[[], list[Array]],
@@ -160,7 +160,7 @@ def interpolate(
         )
     if mode == "bicubic" and x.ground is None:
         refuse("interpolate", "with mode='bicubic' has no mean over active sites alone")
-    if _runs_dense(x) and len(shape) <= 3:
+    if runs_dense(x) and len(shape) <= 3:
         dense = F.interpolate(x._dense_view(), size, scale_factor, **kwargs)
         return SparseTensor._from_full(dense, keep_none=x.ground is None)
     if mode in _WEIGHTED:
@@ -174,7 +174,7 @@ def interpolate(
         axes = [_positions(n, 1 + len(rest), x.dtype) for n in shape]
         return [_column(resized(a, at)) for a, at in enumerate(axes)]
 
-    return _moved(x, what, make_taps)
+    return move(x, what, make_taps)
 
 
 def _check_target(x: SparseTensor, size: Any, scale_factor: Any) -> tuple[list[Any], list[Any]]:
@@ -282,7 +282,7 @@ def pad(
     sides = [(pad[2 * i], pad[2 * i + 1]) for i in reversed(range(n_axes))]
     value = 0.0 if value is None else value
     exists = input.ground is not None or mode != "constant" or max(pad) <= 0
-    if _runs_dense(input) and exists and (n_axes <= 3 or mode == "constant"):
+    if runs_dense(input) and exists and (n_axes <= 3 or mode == "constant"):
         # torch takes the padding of all spatial axes at once only in the modes other than constant
         dense = F.pad(input._dense_view(), pad, mode, value if mode == "constant" else None)
         return SparseTensor._from_full(dense, keep_none=input.ground is None)
@@ -295,7 +295,7 @@ def pad(
     def make_taps() -> list[Array]:
         return [_padded_axis(*axis, mode) for axis in zip(shape, sides, strict=True)]
 
-    return _moved(input, ("pad", *pad, mode), make_taps, value)
+    return move(input, ("pad", *pad, mode), make_taps, value)
 
 
 def _padded_axis(extent: int, sides: tuple[int, int], mode: str) -> Array:

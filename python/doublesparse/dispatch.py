@@ -15,7 +15,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import _arithmetic, _dropout, _elementwise, _normalization, _reduce, _resample, functional
+from . import (
+    _arithmetic,
+    _channel_reduce,
+    _dropout,
+    _elementwise,
+    _normalization,
+    _reduce,
+    _resample,
+    _shuffle,
+    _slicing,
+    _space_constant,
+    functional,
+)
 from ._channels_last import CHANNELS_LAST, ChannelsLast, movedim, permute, through
 from ._elementwise import in_place, refuse
 from ._precision import widened
@@ -237,12 +249,27 @@ def _trained(handler: Function) -> Function:
     return call
 
 
+# ------------------------------------------------------------------ slices, shuffles, reductions
+def _rearrangements() -> None:
+    named = {**_slicing.FUNCTIONS, **_channel_reduce.FUNCTIONS}
+    for name, handler in named.items():
+        places = (torch.linalg,) if name == "vector_norm" else (torch, Tensor)
+        _register(_named(name, places), _sparse_first(handler, name))
+        if hasattr(Tensor, name):
+            _method(name, handler)
+    for name in ("pixel_shuffle", "pixel_unshuffle"):
+        _register(_named(name, (torch, F)), _sparse_first(getattr(_shuffle, name), name))
+    _register([Tensor.__getitem__], _slicing.getitem)
+    setattr(SparseTensor, "__getitem__", _slicing.getitem)  # noqa: B010 (mypy: no such attribute)
+    _register([Tensor.expand_as], _space_constant.expand_as)
+    _method("expand_as", _space_constant.expand_as)
+
+
 # ------------------------------------------------------------------ methods
 _PROPERTIES = ("device", "dtype", "ndim", "requires_grad", "shape")
 _KINDS = {"is_sparse": False, "is_quantized": False, "is_nested": False, "is_mkldnn": False}
 _COMPARISONS = ["eq", "ne", "lt", "le", "gt", "ge"]
 _REFUSED_OPERATORS = [
-    "getitem",
     "setitem",
     "contains",
     "matmul",
@@ -345,6 +372,7 @@ def _keep_eager() -> None:
 _elementwise_functions()
 _binary_functions()
 _layers()
+_rearrangements()
 _methods()
 _channels_last()
 _keep_eager()
