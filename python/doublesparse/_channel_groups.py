@@ -87,12 +87,6 @@ class GroupedChannels:
         """Groups and the base."""
         return f"GroupedChannels({self.groups}, {self.base!r})"
 
-    def __getattr__(self, name: str) -> Any:
-        """Refuse the other methods of a tensor."""
-        if name.startswith("__") or not hasattr(Tensor, name):
-            raise AttributeError(f"GroupedChannels has no attribute {name!r}")
-        return refuse(name, _GROUPED_WHY, "view it back")
-
     @classmethod
     def __torch_function__(
         cls,
@@ -104,11 +98,11 @@ class GroupedChannels:
         """Route torch functions to what they mean for groups of channels."""
         handler = GROUPED.get(func)
         if handler is None:
-            refuse(function_name(func), _GROUPED_WHY, "view it back")
+            refuse(function_name(func), WHY, "view it back")
         return handler(*args, **(kwargs or {}))
 
 
-_GROUPED_WHY = "has no sparse meaning for a SparseTensor whose channels are viewed in groups"
+WHY = "has no sparse meaning for a SparseTensor whose channels are viewed in groups"
 
 
 def transpose(input: GroupedChannels, dim0: int, dim1: int) -> GroupedChannels:

@@ -49,7 +49,13 @@ def _reduction(name: str) -> Function:
         _only_channels(input, given.pop("dim", None), given.pop("keepdim", False), name)
         if given.pop("out", None) is not None:
             refuse(name, "out= cannot be a SparseTensor")
-        return apply(input, lambda rows: f(rows, dim=1, keepdim=True, **given), keeps_zero)
+
+        def reduce(rows: Tensor) -> Tensor:
+            if not len(rows):  # torch warns that a variance has no degrees of freedom
+                return rows[:, :1]
+            return f(rows, dim=1, keepdim=True, **given)
+
+        return apply(input, reduce, keeps_zero)
 
     handler.__name__ = handler.__qualname__ = name
     handler.__doc__ = f"torch's `{name}` of the channels of every site: (B, 1, *spatial)."
@@ -90,16 +96,16 @@ def _arg(name: str) -> Function:
         return image[:, None] if keepdim else image
 
     handler.__name__ = handler.__qualname__ = name
-    handler.__doc__ = f"torch's `{name}` of the channels, as a dense tensor: what a mask is made of."
+    handler.__doc__ = f"torch's `{name}` of the channels, dim=1: a dense tensor of integers."
     return handler
 
 
+_WHOLE: dict[str, Function] = {"max": amax, "min": amin}
+
+
 def _extreme(name: str) -> Function:
-    f, whole = (torch.max, amax) if name == "max" else (torch.min, amin)
-    pair, both = (torch.maximum, torch.return_types.max) if name == "max" else (
-        torch.minimum,
-        torch.return_types.min,
-    )
+    f, pair, whole = getattr(torch, name), getattr(torch, f"{name}imum"), _WHOLE[name]
+    both: Function = getattr(torch.return_types, name)
 
     def handler(input: SparseTensor, dim: Any = None, keepdim: bool = False, **kwargs: Any) -> Any:
         other = kwargs.pop("other", dim)

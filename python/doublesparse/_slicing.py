@@ -6,6 +6,7 @@ it: each output position copies one input position.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,9 @@ def getitem(input: SparseTensor, index: Any) -> SparseTensor:
 def _positions(part: slice, extent: int) -> range:
     """The positions of a slice of an axis."""
     if part.step is not None and part.step < 1:
-        raise ValueError(f"__getitem__: slice step must be positive, got {part.step}; use 1 or more")
+        raise ValueError(
+            f"__getitem__: slice step must be positive, got {part.step}; use 1 or more"
+        )
     return range(*part.indices(extent))
 
 
@@ -99,8 +102,10 @@ def _space(x: SparseTensor, operation: str, wanted: list[range]) -> SparseTensor
     if runs_dense(x):
         view = x._dense_view()
         for a, w in enumerate(wanted):
-            part = (..., slice(w.start, w.stop, w.step), *[slice(None)] * (len(wanted) - 1 - a))
-            view = view[part] if w.step > 0 else view.flip(2 + a)
+            if w.step < 0:
+                view = view.flip(2 + a)
+            else:
+                view = view.movedim(2 + a, 0)[w.start : w.stop : w.step].movedim(0, 2 + a)
         return SparseTensor._from_full(view, keep_none=x.ground is None)
 
     def make_taps() -> list[Array]:
@@ -182,5 +187,9 @@ def flip(input: SparseTensor, *dims: Any) -> SparseTensor:
     return _space(input, "flip", wanted)
 
 
-FUNCTIONS = {"narrow": narrow, "index_select": index_select, "flip": flip}
+FUNCTIONS: dict[str, Callable[..., SparseTensor]] = {
+    "narrow": narrow,
+    "index_select": index_select,
+    "flip": flip,
+}
 """Functions and methods by name; `getitem` is `__getitem__`."""
