@@ -6,6 +6,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from mobile_like import MOBILE
 from segmentation_like import SEGMENTERS
 from torchvision_like import CLASSIFIERS
 
@@ -275,5 +276,6 @@ NETWORKS = {
     "per_sample": (PerSample, (11, 13), 3),
     "convnext": (ConvNeXtBlock, (14, 18), 3),
     **CLASSIFIERS,
+    **MOBILE,
     **SEGMENTERS,
 }

@@ -111,6 +111,25 @@ class DeepLabV3(FCN):
         self.classifier = nn.Sequential(self.ASPP(8, 3), conv_bn(3, 4), nn.Conv2d(4, 3, 1))
 
 
+class PSPNet(FCN):
+    """Pyramid pooling: means of several sizes, interpolated to the size of the features."""
+
+    class Pyramid(nn.Module):
+        def __init__(self, c_in):
+            super().__init__()
+            self.pools = nn.ModuleList(nn.AdaptiveAvgPool2d(n) for n in (1, 2, 3))
+            self.convs = nn.ModuleList(conv_bn(c_in, 2, 1) for _ in self.pools)
+
+        def forward(self, x):
+            parts = [conv(pool(x)) for pool, conv in zip(self.pools, self.convs)]
+            kwargs = dict(size=x.shape[2:], mode="bilinear", align_corners=True)
+            return torch.cat([x] + [F.interpolate(p, **kwargs) for p in parts], 1)
+
+    def __init__(self, c=3):
+        super().__init__(c)
+        self.classifier = nn.Sequential(self.Pyramid(8), conv_bn(14, 4), nn.Conv2d(4, 3, 1))
+
+
 class LRASPP(nn.Module):
     """MobileNet v3's segmentation head: a gate from the mean, and a skip connection."""
 
@@ -168,6 +187,7 @@ SEGMENTERS = {
     "unet_original": (OriginalUNet, (24, 20), 3),
     "fcn": (FCN, (25, 28), 3),
     "deeplab_v3": (DeepLabV3, (24, 29), 3),
+    "pspnet": (PSPNet, (24, 29), 3),
     "lraspp": (LRASPP, (18, 15), 3),
     "vnet": (VNet, (6, 8, 5), 2),
     "sub_pixel": (SubPixel, (10, 8), 3),

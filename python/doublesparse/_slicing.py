@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import _elementwise
+from . import _cache, _elementwise
 from ._autograd import gather_rows
 from ._classes import Array
 from ._elementwise import apply, refuse
@@ -119,12 +119,11 @@ def _samples(x: SparseTensor, wanted: range) -> SparseTensor:
     sites = x.sites
     if wanted == range(sites.batch_size):
         return x
-    start = sites.batch_start.tolist()
-    rows = [torch.arange(start[b], start[b + 1]) for b in wanted]
-    index = torch.cat(rows) if rows else torch.empty(0, dtype=torch.int64)
-    coords = sites.coords[index]
-    counts = torch.tensor([len(r) for r in rows], dtype=torch.int64)
-    coords[:, 0] = torch.repeat_interleave(counts)
+    key = ("samples", wanted)
+    found = _cache.get(sites, key)
+    if found is None:
+        found = _cache.put(sites, key, _chosen(sites, wanted), 24 * sites.n_sites)
+    out, rows = found
     ground = x.ground
     if ground is not None and ground.per_sample:
         values = gather_rows(
@@ -132,8 +131,19 @@ def _samples(x: SparseTensor, wanted: range) -> SparseTensor:
         )
         shape = (len(wanted), *ground.values.shape[1:])
         ground = GroundState._of(values.view(shape), ground.axes)
+    return SparseTensor._of(gather_rows(x.features, rows), out, ground)
+
+
+def _chosen(sites: Sites, wanted: range) -> tuple[Sites, Tensor]:
+    """The sites of some samples, and the rows they were."""
+    start = sites.batch_start.tolist()
+    parts = [torch.arange(start[b], start[b + 1]) for b in wanted]
+    rows = torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64)
+    coords = sites.coords[rows]
+    counts = torch.tensor([len(p) for p in parts], dtype=torch.int64)
+    coords[:, 0] = torch.repeat_interleave(counts)
     out = Sites(coords, sites.spatial_shape, len(wanted), sites.device)
-    return SparseTensor._of(gather_rows(x.features, index.to(torch.int32)), out, ground)
+    return out, rows.to(torch.int32)
 
 
 # ------------------------------------------------------------------ the functions

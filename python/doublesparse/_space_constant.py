@@ -25,7 +25,7 @@ class _FirstOfEqual(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, dense: Tensor) -> Tensor:
         ctx.shape = dense.shape
-        return dense.flatten(2)[:, :, 0].clone()
+        return dense[(slice(None), slice(None), *[0] * (dense.dim() - 2))].clone()
 
     @staticmethod
     @once_differentiable
