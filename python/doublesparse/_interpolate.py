@@ -7,6 +7,7 @@ elsewhere a class of the output is a tuple of input classes with their weights.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
@@ -16,8 +17,8 @@ from torch import Tensor
 
 from . import _cache
 from ._autograd import gather_rows
-from ._classes import PAD, Array, AxisClasses, flat_taps, unique_rows
-from ._ground import GroundState
+from ._classes import PAD, Array, AxisClasses, flat_taps, join_taps, unique_rows
+from ._ground import MAX_ROWS, GroundState
 from ._regather import read_rows, table_sites
 from .sites import Sites
 from .tensor import SparseTensor
@@ -130,7 +131,7 @@ def mix(
     key = ("mixed", what, None if ground is None else ground.axes, n_samples)
     plan = _cache.get(x.sites, key)
     if plan is None:
-        plan = _build(x.sites, ground, make_tables())
+        plan = _build(x.sites, ground, make_tables(), x.dtype)
         held = plan.features.n_bytes + 24 * plan.sites.n_sites
         held += 0 if plan.ground is None else plan.ground.n_bytes
         plan = _cache.put(x.sites, key, plan, held)
@@ -147,54 +148,60 @@ def mix(
     return out
 
 
-def _product(weights: Sequence[Array], ids: Sequence[Array]) -> Tensor:
+def _product(weights: Sequence[Array], ids: Sequence[Array], dtype: torch.dtype) -> Tensor:
     """Weights of all tuples of taps, of rows given by their number per axis: (T, n, 1)."""
     total = weights[0][ids[0]]
     for w, i in zip(weights[1:], ids[1:], strict=True):
         total = (total[:, :, None] * w[i][:, None, :]).reshape(len(i), total.shape[1] * w.shape[1])
-    return torch.from_numpy(np.ascontiguousarray(total.T))[:, :, None]
+    return torch.from_numpy(np.ascontiguousarray(total.T))[:, :, None].to(dtype)
 
 
-def _build(sites: Sites, ground: GroundState | None, tables: list[AxisTable]) -> _Plan:
+def _build(
+    sites: Sites, ground: GroundState | None, tables: list[AxisTable], dtype: torch.dtype
+) -> _Plan:
     taps = [t.taps for t in tables]
     out_sites = table_sites(sites, taps)
     positions = [out_sites.coords[:, 1 + a].numpy() for a in range(len(tables))]
     index = read_rows(sites, out_sites, taps)
-    weights = _product([t.weights for t in tables], positions)
+    weights = _product([t.weights for t in tables], positions, dtype)
     mass = (weights[:, :, 0] * (index >= 0).T).sum(0)[:, None]
     if ground is None:
         index = torch.where(index >= 0, index, sites.n_sites)
-        plain = _Mix(index.T.clone(memory_format=torch.contiguous_format), weights)
-        return _Plan(out_sites, plain, mass, None, ())
-    behind = _class_rows(ground, out_sites, taps, positions) + sites.n_sites
+        return _Plan(out_sites, _Mix(_taps_first(index), weights), mass, None, ())
     n_samples = ground.values.shape[0]
     no_row = ground.n_rows * n_samples
-    index = torch.where(index >= 0, index, behind).to(torch.int32)
-    own = _Mix(index.T.clone(memory_format=torch.contiguous_format), weights)
     sides = [merged_classes(axis, t) for axis, t in zip(ground.axes, tables, strict=True)]
-    reads = [s[1] for s in sides]
-    ids = np.arange(int(np.prod([len(r) for r in reads])))
-    flat = flat_taps(reads, ground.n_classes, ids).T
-    sample = np.arange(n_samples)[None, :, None] * ground.n_rows
-    flat = np.where(flat[:, None] >= 0, flat[:, None] + sample, no_row).reshape(len(flat), -1)
+    n_classes = math.prod(s[0].n_classes for s in sides) * n_samples
+    if max(n_classes, sites.n_sites + no_row) > MAX_ROWS:
+        raise ValueError(
+            f"interpolate: the classes of the ground, with the sites, must number below 2^31, got "
+            f"{n_classes} from {no_row} and {sites.n_sites} sites; use a smaller background"
+        )
+    at = zip(ground.axes, taps, positions, strict=True)
+    reads = [np.where(t >= 0, axis.lookup(t.clip(min=0)), PAD)[p] for axis, t, p in at]
+    sample = out_sites.batch.numpy()[:, None] * np.int32(ground.n_rows * ground.per_sample)
+    flat = join_taps(reads, ground.n_classes)
+    behind = torch.from_numpy(np.where(flat >= 0, flat + sample, no_row)) + sites.n_sites
+    own = _taps_first(torch.where(index >= 0, index, behind))
+    classes = _class_mix(ground, sides, dtype)
+    return _Plan(out_sites, _Mix(own, weights), mass, classes, tuple(s[0] for s in sides))
+
+
+def _taps_first(index: Tensor) -> Tensor:
+    """int32 (T, n) of (n, T), contiguous also where n is 1."""
+    return index.T.to(torch.int32).clone(memory_format=torch.contiguous_format)
+
+
+def _class_mix(
+    ground: GroundState, sides: Sequence[tuple[AxisClasses, Array, Array]], dtype: torch.dtype
+) -> _Mix:
+    """The sums of class rows that make the output's class rows, sample by sample."""
+    reads, weights = [s[1] for s in sides], [s[2] for s in sides]
+    n_samples = ground.values.shape[0]
+    ids = np.arange(math.prod(len(r) for r in reads))
+    flat = flat_taps(reads, ground.n_classes, ids)
+    sample = np.arange(n_samples, dtype=np.int32)[:, None, None] * np.int32(ground.n_rows)
+    rows = np.where(flat >= 0, flat + sample, ground.n_rows * n_samples)
     each = np.unravel_index(ids, [len(r) for r in reads])
-    class_weights = _product([s[2] for s in sides], each).repeat(1, n_samples, 1)
-    classes = _Mix(torch.from_numpy(np.ascontiguousarray(flat, np.int32)), class_weights)
-    return _Plan(out_sites, own, mass, classes, tuple(s[0] for s in sides))
-
-
-def _class_rows(
-    ground: GroundState, out_sites: Sites, taps: Sequence[Array], positions: Sequence[Array]
-) -> Tensor:
-    """Class row of every cell that an output site reads: (n_out, T); one past the last for PAD."""
-    reads = []
-    for axis, t, p in zip(ground.axes, taps, positions, strict=True):
-        reads.append(np.where(t >= 0, axis.lookup(t.clip(min=0)), PAD)[p])
-    flat = reads[0].astype(np.int64)
-    for side, n in zip(reads[1:], ground.n_classes[1:], strict=True):
-        joined = flat[:, :, None] * n + side[:, None, :]
-        joined[(flat[:, :, None] < 0) | (side[:, None, :] < 0)] = -1
-        flat = joined.reshape(len(flat), flat.shape[1] * side.shape[1])
-    sample = out_sites.batch.numpy()[:, None].astype(np.int64) * ground.per_sample
-    last = ground.n_rows * ground.values.shape[0]
-    return torch.from_numpy(np.where(flat >= 0, flat + sample * ground.n_rows, last))
+    source = _taps_first(torch.from_numpy(rows.reshape(-1, flat.shape[1])))
+    return _Mix(source, _product(weights, each, dtype).repeat(1, n_samples, 1))

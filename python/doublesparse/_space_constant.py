@@ -25,7 +25,10 @@ class _FirstOfEqual(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, dense: Tensor) -> Tensor:
         ctx.shape = dense.shape
-        return dense[(slice(None), slice(None), *[0] * (dense.dim() - 2))].clone()
+        first = dense
+        while first.dim() > 2:
+            first = first[..., 0]
+        return first.clone()
 
     @staticmethod
     @once_differentiable
