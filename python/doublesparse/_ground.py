@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -15,6 +16,8 @@ from . import _cache
 from ._autograd import gather_rows
 from ._classes import AxisClasses, flat_taps, uniform_axes
 from .sites import Sites
+
+T = TypeVar("T")
 
 _ONES = [(1,) * (1 + n) + (-1,) for n in range(5)]
 MAX_ROWS = 2**31 - 8  # class rows are numbered by int32, and tables code row g as -2 - g
@@ -35,6 +38,9 @@ class GroundState:
     values: Tensor
     axes: tuple[AxisClasses, ...]
     is_zero: bool
+
+    # What layers made of this ground, where it is frozen (see `response`). No field, not pickled.
+    memo = None
 
     if TYPE_CHECKING:  # what `values` is made of on first use: no fields
         _lazy: tuple[int, torch.dtype, torch.device | str]
@@ -102,6 +108,10 @@ class GroundState:
             self.values = torch.zeros(shape, dtype=dtype, device=device)
             return self.values
         raise AttributeError(f"GroundState has no attribute {name!r}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the memo: it knows tensors by their identity, and a copy has others."""
+        return {name: value for name, value in self.__dict__.items() if name != "memo"}
 
     @property
     def channels(self) -> int:
@@ -198,13 +208,12 @@ class GroundState:
             values.view(n_samples, *(a.n_classes for a in axes), self.channels), axes
         )
 
-    def cell_rows(self, batch_size: int) -> Tensor:
-        """Class row of every cell of the grid, in grid order: int32 (batch_size * cells,)."""
-        ids = np.zeros(1, np.int32)
-        for axis in self.axes:
-            ids = (ids[:, None] * np.int32(axis.n_classes) + axis.expand()).reshape(-1)
-        sample = np.arange(batch_size, dtype=np.int32) * np.int32(self.n_rows * self.per_sample)
-        return torch.from_numpy((sample[:, None] + ids).reshape(-1))
+    def cells(self, batch_size: int) -> Tensor:
+        """The value of every cell of the grid, in grid order: (batch_size * cells, C), new."""
+        if all(axis.is_identity for axis in self.axes) and len(self.values) == batch_size:
+            return self.rows.clone()
+        cell_rows = _cell_rows if batch_size * math.prod(self.spatial_shape) <= _SMALL else _all_rows
+        return gather_rows(self.rows, cell_rows(self.axes, batch_size, self.per_sample))
 
     def same_as(self, other: GroundState) -> bool:
         """Whether both hold the same values, known without looking at gradients."""
@@ -223,6 +232,51 @@ class GroundState:
             f"GroundState(classes={self.n_classes}, samples={self.values.shape[0]}, "
             f"channels={self.channels}, {str(self.dtype).removeprefix('torch.')})"
         )
+
+
+def _all_rows(axes: tuple[AxisClasses, ...], batch_size: int, per_sample: bool) -> Tensor:
+    """Class row of every cell of the grid, in grid order: int32 (batch_size * cells,)."""
+    ids = np.zeros(1, np.int32)
+    for axis in axes:
+        ids = (ids[:, None] * np.int32(axis.n_classes) + axis.expand()).reshape(-1)
+    n_rows = math.prod(axis.n_classes for axis in axes)
+    sample = np.arange(batch_size, dtype=np.int32) * np.int32(n_rows * per_sample)
+    return torch.from_numpy((sample[:, None] + ids).reshape(-1))
+
+
+_SMALL = 1 << 20  # cells of a grid whose class rows are remembered
+_cell_rows = lru_cache(maxsize=32)(_all_rows)
+
+
+# ------------------------------------------------------------------ frozen
+_MEMO_SIZE = 64  # responses of one ground: layers that read it, not frames
+
+
+def remembered(ground: GroundState, key: Hashable, held: tuple[Any, ...], make: Callable[[], T]) -> T:
+    """`make()`, or what it gave the last time where the ground is frozen.
+
+    A frozen ground knows what became of it in every layer, and what becomes of that is frozen too:
+    a second pass through the network finds all of it. Only where no gradient is recorded.
+
+    Args:
+        ground: frozen or not.
+        key: the operation and its arguments that are no tensors.
+        held: parameters and other grounds that the result depends on, known by their identity.
+        make: computes the result.
+    """
+    memo: dict[Hashable, tuple[Any, Any]] | None = ground.memo
+    if memo is None or torch.is_grad_enabled():
+        return make()
+    whole = (key, *map(id, held))
+    found = memo.get(whole)
+    if found is None:
+        value = make()
+        if value is ground or len(memo) >= _MEMO_SIZE:
+            return value
+        if isinstance(value, GroundState) and value.memo is None:
+            value.memo = {}
+        found = memo.setdefault(whole, (value, held))  # held: so that no other object gets that id
+    return cast("T", found[0])
 
 
 # ------------------------------------------------------------------ from what the user gives
