@@ -115,7 +115,7 @@ def transpose(input: GroupedChannels, dim0: int, dim1: int) -> GroupedChannels:
     def exchange(rows: Tensor) -> Tensor:
         return rows.unflatten(1, groups).transpose(1, 2).flatten(1)
 
-    return GroupedChannels(apply(input.base, exchange, keeps_zero=True), groups[::-1])
+    return GroupedChannels(apply(input.base, exchange, True, ("exchange", groups)), groups[::-1])
 
 
 def permute(input: GroupedChannels, *dims: Any) -> GroupedChannels:

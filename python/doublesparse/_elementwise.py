@@ -274,7 +274,8 @@ def chunk(input: SparseTensor, chunks: int, dim: int = 0) -> tuple[SparseTensor,
 def narrow(input: SparseTensor, dim: int, start: int, length: int) -> SparseTensor:
     """Some consecutive channels."""
     channel_dim(input, dim, "narrow")
-    return apply(input, lambda rows: rows.narrow(1, start, length), keeps_zero=True)
+    key = ("narrow", start, length)
+    return apply(input, lambda rows: rows.narrow(1, start, length), True, key)
 
 
 CHANNELWISE: dict[str, Function] = {

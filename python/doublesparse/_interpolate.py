@@ -18,7 +18,7 @@ from torch import Tensor
 from . import _cache
 from ._autograd import gather_rows
 from ._classes import PAD, Array, AxisClasses, flat_taps, join_taps, unique_rows
-from ._ground import MAX_ROWS, GroundState
+from ._ground import MAX_ROWS, GroundState, remembered
 from ._regather import read_rows, table_sites
 from .sites import Sites
 from .tensor import SparseTensor
@@ -141,11 +141,20 @@ def mix(
         return SparseTensor._of(features / plan.mass, plan.sites, None)
     if ground is None or plan.ground is None:
         return SparseTensor._of(features, plan.sites, SparseTensor._zero(features, plan.sites))
-    n_classes = tuple(a.n_classes for a in plan.axes)
-    values = plan.ground.of(ground.rows).view(n_samples, *n_classes, ground.channels)
-    out = SparseTensor._of(features, plan.sites, GroundState._of(values, plan.axes))
+    state = _mixed_ground(ground, plan.ground, plan.axes, what)
+    out = SparseTensor._of(features, plan.sites, state)
     out._drop_ground_if_full()
     return out
+
+
+def _mixed_ground(
+    ground: GroundState, sums: _Mix, axes: tuple[AxisClasses, ...], what: tuple[Hashable, ...]
+) -> GroundState:
+    def respond() -> GroundState:
+        shape = (ground.values.shape[0], *(a.n_classes for a in axes), ground.channels)
+        return GroundState._of(sums.of(ground.rows).view(shape), axes)
+
+    return remembered(ground, what, (), respond)
 
 
 def _product(weights: Sequence[Array], ids: Sequence[Array], dtype: torch.dtype) -> Tensor:

@@ -77,7 +77,7 @@ def _channels(x: SparseTensor, wanted: range) -> SparseTensor:
     if wanted == range(x.features.shape[1]):
         return x
     part = slice(wanted.start, wanted.stop, wanted.step)
-    return apply(x, lambda rows: rows[:, part], keeps_zero=True)
+    return apply(x, lambda rows: rows[:, part], True, ("channels", wanted))
 
 
 def _listed(x: SparseTensor, index: Any) -> SparseTensor:
