@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._autograd import gather_rows
 from ._elementwise import apply, channel_dim, refuse
 from ._reduce import amax, amin
 from .tensor import HANDLERS, SparseTensor
@@ -81,7 +80,8 @@ def _image(x: SparseTensor, f: Callable[[Tensor], Tensor]) -> Tensor:
     if x.ground is None or x.ground.is_zero:
         image = f(x.features.new_zeros(1, x.features.shape[1])).expand(sites.n_cells).clone()
     else:
-        image = gather_rows(f(x.ground.rows), x.ground.cell_rows(sites.batch_size))
+        ground = x.ground.map(lambda v: f(v.flatten(0, -2)).view(*v.shape[:-1], 1))
+        image = ground.cells(sites.batch_size)[:, 0]
     return image.index_copy_(0, sites.keys, own).view(sites.batch_size, *sites.spatial_shape)
 
 
