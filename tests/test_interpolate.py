@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import product
 
 import pytest
@@ -162,8 +163,13 @@ def test_wrong_arguments_of_interpolate(rng):
         (dict(mode="bilinear"), ValueError),
         (dict(size=(3, 3, 3), mode="bilinear"), ValueError),
         (dict(size=(3, 3), mode="area", align_corners=True), ValueError),
+        (dict(size=(3, 2**40), mode="bilinear"), ValueError),
+        (dict(scale_factor=1e12, mode="bilinear"), ValueError),
+        (dict(scale_factor=math.nan, mode="bilinear"), ValueError),
         (dict(size=(3, 3), mode="sinc"), NotImplementedError),
         (dict(size=(3, 3), mode="bilinear", antialias=True), NotImplementedError),
     ):
         with pytest.raises(error, match="interpolate|mode|align_corners|sinc"):
             F.interpolate(x, **kwargs)
+    with pytest.raises(TypeError, match="interpolate: x must be"):
+        ds.functional.interpolate(None, size=3)

@@ -132,7 +132,9 @@ def interpolate(
         a SparseTensor. "area" to one value per channel is a dense (B, C, 1, ...).
 
     Raises:
-        ValueError: sizes and scales that torch refuses, or a mode for another number of axes.
+        TypeError: x is no tensor.
+        ValueError: sizes and scales that torch refuses, a mode for another number of axes, or a
+            weighted mode for an axis of more than 2^24 positions.
         NotImplementedError: antialias on a SparseTensor; "bicubic", whose weights may cancel, where
             the ground is None.
 
@@ -148,9 +150,16 @@ def interpolate(
         "recompute_scale_factor": recompute_scale_factor,
     }
     if not isinstance(x, SparseTensor):
+        if not isinstance(x, Tensor):
+            raise TypeError(
+                "interpolate: x must be a SparseTensor or a Tensor (B, C, *spatial), got "
+                f"{type(x).__name__}; make one with ds.SparseTensor.from_dense"
+            )
         return F.interpolate(x, size, scale_factor, antialias=antialias, **kwargs)
     if antialias:
         refuse("interpolate", "of a SparseTensor has no antialias=True")
+    if mode not in (*_WEIGHTED, "nearest", "nearest-exact", "area"):
+        refuse("interpolate", f"of a SparseTensor has no mode {mode!r}")
     sizes, scales = _check_target(x, size, scale_factor)
     shape = x.sites.spatial_shape
     if mode in _WEIGHTED and _WEIGHTED[mode] != len(shape):
@@ -228,6 +237,13 @@ def _weighted(
     """The linear and cubic modes."""
     what, resized = _resizer(x, sizes, scales, kwargs)
     shape, width = x.sites.spatial_shape, 4 if kwargs["mode"] == "bicubic" else 2
+    target = zip(shape, sizes, scales, strict=True)
+    longest = max(max(n, n * s if m is None else m) for n, m, s in target)
+    if longest > _EXACT_FLOAT32:
+        raise ValueError(
+            f"interpolate: mode {kwargs['mode']!r} is for extents of at most {_EXACT_FLOAT32}, got "
+            f"{longest}; interpolate tiles, or use mode='nearest'"
+        )
 
     def make_tables() -> list[AxisTable]:
         tables = []
@@ -237,8 +253,7 @@ def _weighted(
                 flat = signal.reshape(*signal.shape, *[1] * (len(shape) - 1))
                 return resized(a, flat).flatten(2)
 
-            double = x.dtype == torch.float64 or extent > _EXACT_FLOAT32
-            tables.append(probe_axis(extent, width, run, double))
+            tables.append(probe_axis(extent, width, run, x.dtype == torch.float64))
         _check_extents(x, tuple(len(t.taps) for t in tables), "interpolate")
         return tables
 
