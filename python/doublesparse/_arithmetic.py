@@ -213,9 +213,13 @@ def _as_rows(x: SparseTensor, other: Tensor, name: str) -> Tensor:
     """(1 or B, 1 or C) of a tensor that broadcasts against x without reaching into space."""
     shape = (1,) * (x.ndim - other.dim()) + tuple(other.shape)
     wide = len(shape) != x.ndim or any(n > 1 for n in shape[2:])
-    rows = constant_rows(x, other) if wide else other.reshape(shape[:2])
+    rows = constant_rows(x, other, by_value=False) if wide else other.reshape(shape[:2])
     if rows is None:
-        refuse(name, f"of a SparseTensor {tuple(x.shape)} and a dense {shape} has a dense result")
+        refuse(
+            name,
+            f"of a SparseTensor {tuple(x.shape)} and a dense {shape} has a dense result",
+            "for a pooled branch use its (B, C, 1, ...), or .expand_as",
+        )
     channels = x.features.shape[1]
     fits = shape[1] in (1, channels) or channels == 1
     if shape[0] not in (1, x.batch_size) or not fits:

@@ -38,11 +38,16 @@ class _FirstOfEqual(torch.autograd.Function):
         return (dy / n).view(*dy.shape, *[1] * (len(ctx.shape) - 2)).expand(ctx.shape)
 
 
-def constant_rows(x: SparseTensor, dense: Tensor) -> Tensor | None:
+def constant_rows(x: SparseTensor, dense: Tensor, by_value: bool) -> Tensor | None:
     """(1 or B, C') where `dense` (1 or B, C', *spatial) has one value per sample and channel.
 
     None where it has another shape or other values. The gradient of what it returns is spread
     evenly over space.
+
+    Args:
+        x: gives the grid.
+        dense: the operand.
+        by_value: look at the numbers; otherwise only an expanded tensor (stride 0) will do.
     """
     if dense.dim() != x.ndim or tuple(dense.shape[2:]) != x.spatial_shape:
         return None
@@ -52,6 +57,8 @@ def constant_rows(x: SparseTensor, dense: Tensor) -> Tensor | None:
         return None
     strides = zip(dense.stride()[2:], dense.shape[2:], strict=True)
     if any(stride and n > 1 for stride, n in strides):
+        if not by_value:
+            return None
         low, high = dense.detach().flatten(2).aminmax(dim=2)
         allowed = _ROUNDINGS * torch.finfo(dense.dtype).eps * torch.maximum(low.abs(), high.abs())
         if not bool((high - low <= allowed).all()):
@@ -61,7 +68,7 @@ def constant_rows(x: SparseTensor, dense: Tensor) -> Tensor | None:
 
 def as_sparse(x: SparseTensor, dense: Tensor) -> SparseTensor | None:
     """The same on the sites of x; None where `constant_rows` is."""
-    rows = constant_rows(x, dense)
+    rows = constant_rows(x, dense, by_value=True)
     if rows is None:
         return None
     features = spread_rows(rows, x.sites.batch_start, x.sites.n_sites).contiguous()
