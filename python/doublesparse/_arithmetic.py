@@ -19,6 +19,7 @@ from ._autograd import wanted
 from ._classes import merge
 from ._elementwise import Function, apply, channel_dim, refuse, with_values
 from ._ground import GroundState, remembered
+from ._space_constant import as_sparse, constant_rows
 from ._union import Rows, add, place, spread_rows, union
 from .sites import Sites
 from .tensor import SparseTensor
@@ -230,8 +231,14 @@ def _with_rows(
 def _as_rows(x: SparseTensor, other: Tensor, name: str) -> Tensor:
     """(1 or B, 1 or C) of a tensor that broadcasts against x without reaching into space."""
     shape = (1,) * (x.ndim - other.dim()) + tuple(other.shape)
-    if len(shape) != x.ndim or any(n > 1 for n in shape[2:]):
-        refuse(name, f"of a SparseTensor {tuple(x.shape)} and a dense {shape} has a dense result")
+    wide = len(shape) != x.ndim or any(n > 1 for n in shape[2:])
+    rows = constant_rows(x, other, by_value=False) if wide else other.reshape(shape[:2])
+    if rows is None:
+        refuse(
+            name,
+            f"of a SparseTensor {tuple(x.shape)} and a dense {shape} has a dense result",
+            "for a pooled branch use its (B, C, 1, ...), or .expand_as",
+        )
     channels = x.features.shape[1]
     fits = shape[1] in (1, channels) or channels == 1
     if shape[0] not in (1, x.batch_size) or not fits:
@@ -244,21 +251,28 @@ def _as_rows(x: SparseTensor, other: Tensor, name: str) -> Tensor:
             f"{name}: operands must be on one device, got {x.device} and {other.device}; "
             "move one with .to(device)"
         )
-    return other.reshape(shape[:2])
+    return rows
 
 
 def cat(tensors: Sequence[Any], dim: int = 0, *, axis: int | None = None, out: Any = None) -> Any:
-    """Channels side by side, on the union of the sites."""
+    """Channels side by side, on the union of the sites.
+
+    A dense operand must hold one value per sample and channel: a pooled branch at full size.
+    """
     dim = dim if axis is None else axis
     if out is not None:
         refuse("cat", "out= cannot be a SparseTensor")
-    for x in tensors:
-        if not isinstance(x, SparseTensor):
-            refuse("cat", f"of a SparseTensor and a {type(x).__name__} has a dense result")
-    if dim in (0, -tensors[0].ndim):
+    first = next(x for x in tensors if isinstance(x, SparseTensor))
+    if dim in (0, -first.ndim):
         refuse("cat", "of SparseTensors joins channels, dim=1", "for samples use ds.collate")
-    channel_dim(tensors[0], dim, "cat")
-    return zip_with(lambda *t: torch.cat(t, -1), tuple(tensors), "cat", True, "cat")
+    channel_dim(first, dim, "cat")
+    operands = []
+    for x in tensors:
+        sparse = as_sparse(first, x) if isinstance(x, Tensor) else x
+        if not isinstance(sparse, SparseTensor):
+            refuse("cat", f"of a SparseTensor and a {type(x).__name__} has a dense result")
+        operands.append(sparse)
+    return zip_with(lambda *t: torch.cat(t, -1), operands, "cat", True, "cat")
 
 
 def hstack(tensors: Sequence[Any], *, out: Any = None) -> Any:

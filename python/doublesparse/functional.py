@@ -36,6 +36,7 @@ from ._functional_pool import (
 )
 from ._global_pool import global_avg_pool, global_max_pool
 from ._normalization import batch_norm
+from ._resample import interpolate
 from ._voxelize import devoxelize, voxelize
 
 __all__ = [
@@ -56,6 +57,7 @@ __all__ = [
     "devoxelize",
     "global_avg_pool",
     "global_max_pool",
+    "interpolate",
     "inverse_conv1d",
     "inverse_conv2d",
     "inverse_conv3d",
