@@ -39,10 +39,6 @@ struct Chunk {
   bool is_first, is_last;  // of the group and its columns
 };
 
-[[gnu::always_inline]] inline int64_t least(int64_t a, int64_t b) {
-  return a < b ? a : b;
-}
-
 struct Cut {
   const GroupConvTile& t;
   int64_t depth_blocks;   // of 32 channels, of all of c_in
