@@ -26,6 +26,7 @@ from test_ops import EMULATED, ISAS, bits
 THREADS = (1, 2, 3, 5, 16)
 both = pytest.mark.parametrize("dtype", oracle.HALF)
 CASES = {case.name: case for case in cases.OP_CASES}
+EXTRAS = ("bias", "u", "u_start", "u_rows")
 ON_TILES = info.collect()["isa"]["chosen"].startswith("amx")
 
 
@@ -74,8 +75,10 @@ def test_convolution_of_any_width(dtype, c_in, c_out, rng):
     for integers in (True, False):
         s = half_sample(rng, dtype, c_in, c_out, plan, integers, bias=True, ground=True)
         assert cases.check(CASES["conv"], s, ops)
-        back = cases.with_dy(s, rng, dtype, ("x", "bias", "u", "u_start", "u_rows"), n_src=20)
+        back = cases.with_dy(s, rng, dtype, ("x", *EXTRAS), n_src=20)
         assert cases.check(CASES["conv_input_grad"], back, ops)
+        weights = cases.with_dy(s, rng, dtype, ("weight", *EXTRAS))
+        assert cases.check(CASES["conv_weight_grad"], weights, ops)
 
 
 @pytest.mark.parametrize("n_dst", (0, 1, 15, 16, 17, 33, 64, 65))
@@ -94,6 +97,8 @@ def test_more_channels_than_a_buffer_holds(rng):
         for integers in (True, False):
             s = half_sample(rng, torch.bfloat16, c_in, c_out, plan, integers, bias=True)
             assert cases.check(CASES["conv"], s, ops)
+            weights = cases.with_dy(s, rng, torch.bfloat16, ("weight", *EXTRAS))
+            assert cases.check(CASES["conv_weight_grad"], weights, ops)
 
 
 def test_many_rows(rng):
@@ -102,6 +107,8 @@ def test_many_rows(rng):
     s = half_sample(rng, torch.bfloat16, 16, 16, plan, bias=True, ground=True)
     torch.set_num_threads(2)
     assert cases.check(CASES["conv"], s, ops)
+    weights = cases.with_dy(s, rng, torch.bfloat16, ("weight", *EXTRAS))
+    assert cases.check(CASES["conv_weight_grad"], weights, ops)
 
 
 @both
@@ -175,12 +182,13 @@ def test_float16_overflows_to_infinity():
 @both
 def test_same_bits_for_any_number_of_threads(dtype, rng):
     s = half_sample(rng, dtype, 33, 48, random_plan(rng, 3000, 3000, 9, 0.5), False, bias=True)
+    weights = cases.with_dy(s, rng, dtype, ("weight", *EXTRAS))
     first = None
     for threads in THREADS:
         torch.set_num_threads(threads)
-        y, *_ = (bits(t) for t in s.call(ops, "conv"))
-        first = y if first is None else first
-        assert torch.equal(first, y), f"{threads} threads"
+        out = [bits(*s.call(ops, "conv")), bits(*weights.call(ops, "conv_weight_grad"))]
+        first = out if first is None else first
+        assert all(map(torch.equal, first, out)), f"{threads} threads"
 
 
 def test_a_row_has_the_same_bits_in_any_company(rng):

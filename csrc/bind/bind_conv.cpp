@@ -28,8 +28,8 @@ void groups_fit(const Check& check, int64_t groups, int64_t c_in, int64_t c_out,
 }
 
 // ------------------------------------------------------------------ row groups
-bool is_grouped(DType dtype, int64_t c_in, int64_t c_out, int64_t groups) {
-  return dtype == DType::kBFloat16 && takes_row_groups(c_in, c_out, groups);
+bool on_tiles(DType dtype, int64_t c_in, int64_t c_out, int64_t groups) {
+  return dtype == DType::kBFloat16 && takes_tiles(c_in, c_out, groups);
 }
 
 bool takes_row_groups_checked(const Arg& x, int64_t c_out, int64_t groups) {
@@ -37,7 +37,7 @@ bool takes_row_groups_checked(const Arg& x, int64_t c_out, int64_t groups) {
   const DType dtype = check.floating("x", x.view);
   check.tensor("x", x.view, dtype, {-1, -1});
   groups_fit(check, groups, x.view.shape[1], c_out);
-  return is_grouped(dtype, x.view.shape[1], c_out, groups);
+  return on_tiles(dtype, x.view.shape[1], c_out, groups);
 }
 
 bool has_row_groups(const Pairs& pairs, int64_t n_dst) {
@@ -113,8 +113,7 @@ int64_t workspace_of(const Arg& x, int64_t c_out, int64_t n_offsets, int64_t gro
   groups_fit(check, groups, c_in, c_out, n_offsets);
   if (dtype == DType::kFloat64) return conv_workspace<double>(c_in, c_out, n_offsets, groups);
   if (dtype == DType::kFloat32) return conv_workspace<float>(c_in, c_out, n_offsets, groups);
-  if (is_grouped(dtype, c_in, c_out, groups))
-    return group_conv_workspace(c_in, c_out, n_offsets) / 2;
+  if (on_tiles(dtype, c_in, c_out, groups)) return group_conv_workspace(c_in, c_out, n_offsets) / 2;
   return half_conv_workspace(c_in, c_out, n_offsets, groups, x.view.shape[0], n_dst);
 }
 
@@ -227,7 +226,7 @@ void conv_checked(const Arg& x, const OptionalArg& weight, const OptionalArg& bi
   if (bias.given) check.disjoint("y", y.view, "bias", bias.view);
   check.tensor("workspace", workspace.view, acc,
                {workspace_of(x, c_out, n_offsets, groups, n_dst)});
-  const bool grouped = is_grouped(dtype, c_in, c_out, groups);
+  const bool grouped = on_tiles(dtype, c_in, c_out, groups);
   const KeptGroups kept = grouped ? pairs.groups() : KeptGroups{};
   if (grouped && kept.n_dst != n_dst)
     throw py::value_error("conv: pairs must have row groups of " + std::to_string(n_dst) +
@@ -267,6 +266,8 @@ int64_t weight_grad_workspace_of(const Arg& x, const Arg& dy, const Pairs& pairs
     return weight_grad_workspace<double>(c_in, c_out, list, n_dst, groups);
   if (dtype == DType::kFloat32)
     return weight_grad_workspace<float>(c_in, c_out, list, n_dst, groups);
+  if (on_tiles(dtype, c_in, c_out, groups))
+    return weight_grad_workspace<bf16>(c_in, c_out, list, n_dst, groups);
   return half_weight_grad_workspace(c_in, c_out, list, x.view.shape[0], n_dst, groups);
 }
 
@@ -303,6 +304,9 @@ void weight_grad_checked(const Arg& x, const Arg& dy, const Pairs& pairs, int64_
                                  c_out,
                                  groups,
                                  x.view.shape[0]};
+    if constexpr (kIsBfloat<T>) {
+      if (on_tiles(dtype, c_in, c_out, groups)) return weight_grad(args, n_threads);
+    }
     if constexpr (kIsHalf<T>)
       half_weight_grad(args, n_threads);
     else

@@ -15,16 +15,20 @@ extern const KernelTable kAvx512Kernels;
 #endif
 #ifdef DS_HAVE_amx
 void amx_group_conv(const GroupConvTile&);
+void amx_weight_grad(const WeightGradBlock<bf16>&);
 #endif
 void emulated_group_conv(const GroupConvTile&);
+void emulated_weight_grad(const WeightGradBlock<bf16>&);
 
 namespace {
 
 // Another instruction set's kernels, and matrix tiles.
-KernelTable with_tiles(const KernelTable& base, Isa isa, void (*group_conv)(const GroupConvTile&)) {
+KernelTable with_tiles(const KernelTable& base, Isa isa, void (*group_conv)(const GroupConvTile&),
+                       void (*weight_grad)(const WeightGradBlock<bf16>&)) {
   KernelTable table = base;
   table.isa = isa;
   table.group_conv = group_conv;
+  table.tile_weight_grad = weight_grad;
   return table;
 }
 
@@ -53,13 +57,14 @@ const KernelTable* kernel_table_of(Isa isa) {
 #endif
 #if defined(DS_HAVE_amx) && defined(DS_HAVE_avx512)
     case Isa::kAmx: {
-      static const KernelTable table = with_tiles(kAvx512Kernels, isa, amx_group_conv);
+      static const KernelTable table =
+          with_tiles(kAvx512Kernels, isa, amx_group_conv, amx_weight_grad);
       return &table;
     }
 #endif
     case Isa::kAmxEmulated: {
-      static const KernelTable table =
-          with_tiles(*kernel_table_of(compiled_isa(Isa::kAvx512)), isa, emulated_group_conv);
+      static const KernelTable table = with_tiles(*kernel_table_of(compiled_isa(Isa::kAvx512)), isa,
+                                                  emulated_group_conv, emulated_weight_grad);
       return &table;
     }
     default:

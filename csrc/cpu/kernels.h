@@ -47,7 +47,7 @@ struct WeightGradBlock {
   const int32_t* src;
   const int32_t* dst;
   int64_t n_pairs, c_in, c_out;
-  T* dw;
+  Acc<T>* dw;
   int64_t ldw;
 };
 
@@ -86,7 +86,9 @@ struct KernelTable {
   KernelSet<double> f64;
   HalfKernelSet<bf16> b16;
   HalfKernelSet<f16> h16;
-  void (*group_conv)(const GroupConvTile&);  // with matrix tiles; null where there are none
+  // With matrix tiles; null where there are none. dw is padded to 32 x 32 in both dimensions.
+  void (*group_conv)(const GroupConvTile&);
+  void (*tile_weight_grad)(const WeightGradBlock<bf16>&);
 };
 
 const KernelTable& kernel_table();            // of the chosen ISA

@@ -23,8 +23,12 @@ constexpr HalfKernelSet<T> half_reference_set() {
 }  // namespace
 
 extern const KernelTable kReferenceKernels;
-const KernelTable kReferenceKernels = {Isa::kReference,           reference_set<float>(),
-                                       reference_set<double>(),   half_reference_set<bf16>(),
-                                       half_reference_set<f16>(), nullptr};
+const KernelTable kReferenceKernels = {Isa::kReference,
+                                       reference_set<float>(),
+                                       reference_set<double>(),
+                                       half_reference_set<bf16>(),
+                                       half_reference_set<f16>(),
+                                       nullptr,
+                                       nullptr};
 
 }  // namespace ds

@@ -46,9 +46,9 @@ bool pack_block(const ConvArgs<bf16>& a, int64_t block, int64_t depth) {
 
 }  // namespace
 
-bool takes_row_groups(int64_t c_in, int64_t c_out, int64_t groups) {
-  return kernel_table().group_conv != nullptr && groups == 1 && c_in >= kLeastGroupChannels &&
-         c_out >= kLeastGroupChannels;
+bool takes_tiles(int64_t c_in, int64_t c_out, int64_t groups) {
+  return kernel_table().group_conv != nullptr && groups == 1 && c_in >= kLeastTileChannels &&
+         c_out >= kLeastTileChannels;
 }
 
 int64_t group_conv_workspace(int64_t c_in, int64_t c_out, int64_t n_offsets) {

@@ -16,8 +16,8 @@ constexpr int64_t kTileDepth = 32, kTileColumns = 16, kTileValues = kTileDepth *
 constexpr int64_t kBlockColumns = 2 * kTileColumns;
 
 // Below these sizes padding to whole tiles costs more than tiles gain.
-constexpr int64_t kLeastGroupChannels = 16;
-bool takes_row_groups(int64_t c_in, int64_t c_out, int64_t groups);
+constexpr int64_t kLeastTileChannels = 16;
+bool takes_tiles(int64_t c_in, int64_t c_out, int64_t groups);
 
 // Elements of bfloat16.
 int64_t group_conv_workspace(int64_t c_in, int64_t c_out, int64_t n_offsets);

@@ -16,9 +16,10 @@
 // Bound    flops 2 * 16 * c_in * c_out a half and entry (1.5 of the pairs' own, see kSortRows);
 //          bytes from L2 or beyond: 2 c_in a pair, 2 c_in * c_out an entry (the weights), which is
 //          32 a cycle at the full rate of the products.
-// Order    an output sums over offsets, then blocks of 32 channels, ascending; within a block as
-//          the instruction does: even channels, odd channels, their sum. What missing rows add is
-//          zero, so its bits depend on neither the group nor its other rows.
+// Order    an output sums over ranges of 256 channels, offsets, blocks of 32 channels, all
+//          ascending; within a block as the instruction does: even channels, odd channels, their
+//          sum. What missing rows add is zero, so its bits depend on neither the group nor its
+//          other rows.
 #pragma once
 #include "cpu/conv/group_conv.h"
 #include "cpu/isa/vec.h"
@@ -38,10 +39,6 @@ struct Chunk {
   int64_t group, column, depth, entry, entry_end;
   bool is_first, is_last;  // of the group and its columns
 };
-
-[[gnu::always_inline]] inline int64_t least(int64_t a, int64_t b) {
-  return a < b ? a : b;
-}
 
 struct Cut {
   const GroupConvTile& t;

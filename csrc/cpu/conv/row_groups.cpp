@@ -21,13 +21,32 @@ uint64_t gray_rank(const int32_t* entry, int64_t n_offsets) {
   return mask;
 }
 
-// 1 if a row of the first half reads offset k, + 2 if one of the second does.
-int halves_of(const int32_t* table, int64_t n_offsets, const int32_t* order, int64_t k) {
-  int halves = 0;
-  for (int slot = 0; slot < kGroupRows; ++slot)
-    if (order[slot] >= 0 && table[order[slot] * n_offsets + k] >= 0)
-      halves |= 1 << slot / kHalfRows;
-  return halves;
+// The source rows of a group's slots at offset k. Returns 1 if the first half has any, + 2 if the
+// second has.
+int gather_rows(const int32_t* table, int64_t n_offsets, const int32_t* order, int64_t k,
+                int32_t* rows) {
+  int32_t all[2] = {-1, -1};  // negative while all are
+  for (int slot = 0; slot < kGroupRows; ++slot) {
+    rows[slot] = order[slot] < 0 ? -1 : table[order[slot] * n_offsets + k];
+    all[slot / kHalfRows] &= rows[slot];
+  }
+  return (all[0] >= 0) + 2 * (all[1] >= 0);
+}
+
+// How many offsets the rows of a group read.
+int64_t count_entries(const int32_t* table, int64_t n_offsets, const uint64_t* keys,
+                      const int32_t* order) {
+  int64_t count = 0;
+  if (n_offsets <= 64) {
+    uint64_t mask = 0;
+    for (int slot = 0; slot < kGroupRows && order[slot] >= 0; ++slot)
+      mask |= keys[order[slot]] ^ keys[order[slot]] >> 1;  // from the Gray code back
+    return __builtin_popcountll(mask);
+  }
+  int32_t rows[kGroupRows];
+  for (int64_t k = 0; k < n_offsets; ++k)
+    count += gather_rows(table, n_offsets, order, k, rows) != 0;
+  return count;
 }
 
 }  // namespace
@@ -48,11 +67,8 @@ int64_t plan_row_groups(const int32_t* table, int64_t n_dst, int64_t n_offsets, 
   std::fill(order + n_dst, order + n_groups * kGroupRows, -1);
   parallel_for((n_groups + kJobGroups - 1) / kJobGroups, n_threads, [&](int64_t job) {
     const int64_t end = std::min(n_groups, (job + 1) * kJobGroups);
-    for (int64_t g = job * kJobGroups; g < end; ++g) {
-      start[g + 1] = 0;
-      for (int64_t k = 0; k < n_offsets; ++k)
-        start[g + 1] += halves_of(table, n_offsets, order + g * kGroupRows, k) != 0;
-    }
+    for (int64_t g = job * kJobGroups; g < end; ++g)
+      start[g + 1] = count_entries(table, n_offsets, keys, order + g * kGroupRows);
   });
   start[0] = 0;
   for (int64_t g = 0; g < n_groups; ++g) start[g + 1] += start[g];
@@ -69,16 +85,15 @@ bool fill_row_groups(const int32_t* table, int64_t n_offsets, int64_t n_groups,
       const int32_t* slots = order + g * kGroupRows;
       int64_t entry = start[g];
       for (int64_t k = 0; k < n_offsets; ++k) {
-        const int halves = halves_of(table, n_offsets, slots, k);
+        int32_t found[kGroupRows];
+        const int halves = gather_rows(table, n_offsets, slots, k, found);
         if (halves == 0) continue;
         if (entry == start[g + 1]) {
           good = false;
           break;
         }
         taps[entry] = static_cast<int32_t>(4 * k + halves);
-        for (int slot = 0; slot < kGroupRows; ++slot)
-          rows[entry * kGroupRows + slot] =
-              slots[slot] < 0 ? -1 : std::max(-1, table[slots[slot] * n_offsets + k]);
+        std::copy(found, found + kGroupRows, rows + entry * kGroupRows);
         ++entry;
       }
       if (entry != start[g + 1]) good = false;

@@ -4,11 +4,12 @@
 #include <immintrin.h>
 
 #include "cpu/conv/group_conv_kernel.h"
+#include "cpu/conv/tile_weight_grad_kernel.h"
 
 namespace ds {
 namespace {
 
-// Eight registers of 16 rows x 64 bytes; in memory their rows follow one another.
+// Eight registers of 16 rows x 64 bytes; in memory their rows are `stride` bytes apart.
 struct AmxTiles {
   struct alignas(64) Config {
     uint8_t palette, start_row, reserved[14];
@@ -31,22 +32,22 @@ struct AmxTiles {
 
   // Register numbers are part of the instruction: the intrinsics take literals only.
   template <int R>
-  [[gnu::always_inline]] void load(const void* p) const {
-    if constexpr (R == 0) _tile_loadd(0, p, 64);
-    if constexpr (R == 1) _tile_loadd(1, p, 64);
-    if constexpr (R == 2) _tile_loadd(2, p, 64);
-    if constexpr (R == 3) _tile_loadd(3, p, 64);
-    if constexpr (R == 4) _tile_loadd(4, p, 64);
-    if constexpr (R == 5) _tile_loadd(5, p, 64);
-    if constexpr (R == 6) _tile_loadd(6, p, 64);
-    if constexpr (R == 7) _tile_loadd(7, p, 64);
+  [[gnu::always_inline]] void load(const void* p, int64_t stride = 64) const {
+    if constexpr (R == 0) _tile_loadd(0, p, stride);
+    if constexpr (R == 1) _tile_loadd(1, p, stride);
+    if constexpr (R == 2) _tile_loadd(2, p, stride);
+    if constexpr (R == 3) _tile_loadd(3, p, stride);
+    if constexpr (R == 4) _tile_loadd(4, p, stride);
+    if constexpr (R == 5) _tile_loadd(5, p, stride);
+    if constexpr (R == 6) _tile_loadd(6, p, stride);
+    if constexpr (R == 7) _tile_loadd(7, p, stride);
   }
   template <int R>
-  [[gnu::always_inline]] void store(void* p) const {
-    if constexpr (R == 0) _tile_stored(0, p, 64);
-    if constexpr (R == 1) _tile_stored(1, p, 64);
-    if constexpr (R == 2) _tile_stored(2, p, 64);
-    if constexpr (R == 3) _tile_stored(3, p, 64);
+  [[gnu::always_inline]] void store(void* p, int64_t stride = 64) const {
+    if constexpr (R == 0) _tile_stored(0, p, stride);
+    if constexpr (R == 1) _tile_stored(1, p, stride);
+    if constexpr (R == 2) _tile_stored(2, p, stride);
+    if constexpr (R == 3) _tile_stored(3, p, stride);
   }
   template <int Sum, int A, int B>
   [[gnu::always_inline]] void multiply() const {
@@ -63,6 +64,10 @@ struct AmxTiles {
 void amx_group_conv(const GroupConvTile& t);
 void amx_group_conv(const GroupConvTile& t) {
   group_conv_tile<AmxTiles>(t);
+}
+void amx_weight_grad(const WeightGradBlock<bf16>& t);
+void amx_weight_grad(const WeightGradBlock<bf16>& t) {
+  tile_weight_grad_block<AmxTiles>(t);
 }
 
 }  // namespace ds

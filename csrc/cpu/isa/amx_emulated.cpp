@@ -2,6 +2,7 @@
 // them is tested on machines without: DOUBLESPARSE_ISA=amx-emulated.
 #define DS_VEC_BYTES 16
 #include "cpu/conv/group_conv_kernel.h"
+#include "cpu/conv/tile_weight_grad_kernel.h"
 
 namespace ds {
 namespace {
@@ -14,12 +15,14 @@ struct EmulatedTiles {
   void order_memory() {}
 
   template <int R>
-  void load(const void* p) {
-    __builtin_memcpy(registers[R], p, 1024);
+  void load(const void* p, int64_t stride = 64) {
+    for (int row = 0; row < 16; ++row)
+      __builtin_memcpy(registers[R] + row * 64, static_cast<const char*>(p) + row * stride, 64);
   }
   template <int R>
-  void store(void* p) const {
-    __builtin_memcpy(p, registers[R], 1024);
+  void store(void* p, int64_t stride = 64) const {
+    for (int row = 0; row < 16; ++row)
+      __builtin_memcpy(static_cast<char*>(p) + row * stride, registers[R] + row * 64, 64);
   }
 
   // Denormals count as zero, and so do denormal results.
@@ -62,6 +65,10 @@ struct EmulatedTiles {
 void emulated_group_conv(const GroupConvTile& t);
 void emulated_group_conv(const GroupConvTile& t) {
   group_conv_tile<EmulatedTiles>(t);
+}
+void emulated_weight_grad(const WeightGradBlock<bf16>& t);
+void emulated_weight_grad(const WeightGradBlock<bf16>& t) {
+  tile_weight_grad_block<EmulatedTiles>(t);
 }
 
 }  // namespace ds

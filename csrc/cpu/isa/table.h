@@ -48,5 +48,6 @@ constexpr HalfKernelSet<T> half_kernel_set() {
                             kernel_set<double>(),    \
                             half_kernel_set<bf16>(), \
                             half_kernel_set<f16>(),  \
+                            nullptr,                 \
                             nullptr};                \
   }

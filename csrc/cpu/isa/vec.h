@@ -17,6 +17,10 @@
 namespace ds {
 namespace {
 
+[[gnu::always_inline]] inline int64_t least(int64_t a, int64_t b) {
+  return a < b ? a : b;
+}
+
 typedef float VecF32 __attribute__((vector_size(DS_VEC_BYTES)));
 typedef double VecF64 __attribute__((vector_size(DS_VEC_BYTES)));
 
