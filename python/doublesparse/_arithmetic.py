@@ -99,7 +99,8 @@ def zip_with(
     grounds = [x.ground for x in tensors if x.ground is not None]
     if sites.is_full or (keeps_zero and all(g.is_zero for g in grounds)):
         zero = partial(SparseTensor._zero, features, sites)
-        return SparseTensor._of(features, sites, remembered(grounds[0], "zero", (), zero))
+        key = ("zero", features.shape[1], features.dtype)
+        return SparseTensor._of(features, sites, remembered(grounds[0], key, (), zero))
 
     def respond() -> GroundState:
         values, axes = _common_grounds(grounds)

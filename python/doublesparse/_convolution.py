@@ -13,7 +13,7 @@ from torch import Tensor
 from . import _crossover, ops
 from ._autograd import Segments, conv, gather_rows, kernel_weight, segment_sum
 from ._geometry import Steps, resolve
-from ._ground import GroundState, remembered
+from ._ground import GroundState, memo_of, remembered
 from ._parameters import c_out_of, check_axes, fits
 from ._precision import autocasting, casts
 from ._rulebook import Entry, find, find_inverse
@@ -51,7 +51,7 @@ class Layer(NamedTuple):
 
     def packed(self, ground: GroundState | None) -> Tensor | None:
         """The weight as the kernel reads it, kept where the ground is frozen: so is the weight."""
-        if ground is None or ground.memo is None or torch.is_grad_enabled():
+        if ground is None or memo_of(ground) is None:
             return None
         weight = kernel_weight(self.weight)
         pack = partial(ops.pack_weight, weight, self.groups, self.transposed)

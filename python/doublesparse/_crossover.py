@@ -10,6 +10,7 @@ from torch import Tensor
 
 from . import _costs
 from ._geometry import Steps
+from ._ground import memo_of
 from ._rulebook import output_sites
 from .tensor import SparseTensor
 
@@ -123,7 +124,7 @@ def choose(
     cells_out = sites.batch_size * math.prod(steps.out_shape)
     stride = 1 if transposed else math.prod(steps.stride)
     n_pairs = sites.n_sites * steps.n_offsets // stride
-    rows, frozen = 0, ground is not None and ground.memo is not None
+    rows, frozen = 0, memo_of(ground) is not None
     if ground is not None and not ground.is_zero and not frozen:
         rows = ground.n_rows * ground.values.shape[0]
     work = _costs.Work(
