@@ -17,6 +17,8 @@ from ._ground import GroundState, memo_of, remembered
 from ._parameters import c_out_of, check_axes, fits
 from ._precision import autocasting, casts
 from ._rulebook import Entry, find, find_inverse
+from ._watch import current as watch
+from ._watch import watched
 from ._windows import (
     Chunk,
     class_map,
@@ -145,6 +147,14 @@ def _chosen(x: SparseTensor, layer: Layer, dense: Callable[[Tensor], Tensor]) ->
     choice = _crossover.choose(
         x, layer.steps, layer.weight, layer.c_out, layer.groups, layer.transposed
     )
+    if watch.watcher is not None and (watcher := watch.here()) is not None:
+        return watcher.convolution(x, layer, choice, partial(_run, x, layer, dense))
+    return _run(x, layer, dense, choice)
+
+
+def _run(
+    x: SparseTensor, layer: Layer, dense: Callable[[Tensor], Tensor], choice: _crossover.Choice
+) -> SparseTensor:
     if choice.saturate:
         x = x._saturate()
         if choice.torch:
@@ -258,6 +268,7 @@ def _drop_ground(operation: str, x: SparseTensor, ground: str) -> None:
         )
 
 
+@watched
 def submanifold_convolution(
     operation: str,
     n_axes: int,
@@ -296,6 +307,7 @@ def submanifold_convolution(
     return SparseTensor._of(features, sites, None)
 
 
+@watched
 def inverse_convolution(
     operation: str,
     n_axes: int,
