@@ -47,6 +47,15 @@ class Layer(NamedTuple):
     c_out: int
     transposed: bool = False
 
+    @property
+    def shape(self) -> tuple[Steps, Tensor, int, int, bool]:
+        """What the crossover asks for."""
+        return self.steps, self.weight, self.c_out, self.groups, self.transposed
+
+    def key(self, x: SparseTensor) -> _crossover.Key:
+        """What `autotune` knows this layer by."""
+        return _crossover.layer_key(self.steps, x.shape[1], self.c_out, self.groups, x.dtype)
+
     def rows(self, x: Tensor, pairs: Any, n_dst: int) -> Tensor:
         """Sums of W_k x, without the bias."""
         return conv(x, self.weight, None, pairs, n_dst, self.groups, self.transposed)
@@ -144,16 +153,14 @@ def _with_ground(
 
 def _chosen(x: SparseTensor, layer: Layer, dense: Callable[[Tensor], Tensor]) -> SparseTensor:
     """Sparse, saturated, or by torch's kernel, as the crossover says."""
-    choice = _crossover.choose(
-        x, layer.steps, layer.weight, layer.c_out, layer.groups, layer.transposed
-    )
+    choice = _crossover.choose(x, *layer.shape)
     if watch.watcher is not None and (watcher := watch.here()) is not None:
-        return watcher.convolution(x, layer, choice, partial(_run, x, layer, dense))
-    return _run(x, layer, dense, choice)
+        return watcher.convolution(x, layer, choice, partial(_run, layer, dense))
+    return _run(layer, dense, x, choice)
 
 
 def _run(
-    x: SparseTensor, layer: Layer, dense: Callable[[Tensor], Tensor], choice: _crossover.Choice
+    layer: Layer, dense: Callable[[Tensor], Tensor], x: SparseTensor, choice: _crossover.Choice
 ) -> SparseTensor:
     if choice.saturate:
         x = x._saturate()

@@ -23,10 +23,14 @@ class Watcher:
     """Sees the layers that run in its own thread, and runs them: by default as nobody would."""
 
     def convolution(
-        self, x: SparseTensor, layer: Layer, choice: Choice, run: Callable[[Choice], SparseTensor]
+        self,
+        x: SparseTensor,
+        layer: Layer,
+        choice: Choice,
+        run: Callable[[SparseTensor, Choice], SparseTensor],
     ) -> SparseTensor:
         """A convolution that the crossover decides on."""
-        return run(choice)
+        return run(x, choice)
 
     def operation(
         self, name: str, x: SparseTensor, run: Callable[[], SparseTensor]
@@ -85,15 +89,15 @@ def watching(watcher: Watcher, model: nn.Module) -> Iterator[None]:
                     buffer.copy_(before)
 
 
-def check_arguments(operation: str, model: Any, x: Any) -> None:
-    """Raise TypeError where `model` is no module or `x` no SparseTensor."""
+def check_arguments(operation: str, model: Any, x: Any, optional: bool = False) -> None:
+    """Raise TypeError where `model` is no module or `x` no SparseTensor (nor None, if optional)."""
     from .tensor import SparseTensor
 
     if not isinstance(model, nn.Module):
         raise TypeError(
             f"{operation}: model must be an nn.Module, got {type(model).__name__}; wrap it in one"
         )
-    if not isinstance(x, SparseTensor):
+    if not isinstance(x, SparseTensor) and not (optional and x is None):
         raise TypeError(
             f"{operation}: x must be a SparseTensor, got {type(x).__name__}; "
             "use SparseTensor.from_dense(x)"
