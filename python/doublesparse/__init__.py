@@ -14,9 +14,11 @@ Call any PyTorch network on a `SparseTensor`:
 import torch as _torch  # noqa: F401 - first: its OpenMP runtime is the one the kernels share
 
 from . import _collate, data, dispatch, functional, models, nn  # noqa: F401 (dispatch)
+from ._autotune import autotune
 from ._cache import set_cache_limit
 from ._collate import collate
 from ._crossover import set_crossover
+from ._explain import explain
 from ._freeze import Incremental, freeze_ground, thaw
 from ._rulebook import Geometry, Rulebook, build_rulebook
 from .sites import Sites
@@ -33,9 +35,11 @@ __all__ = [
     "Rulebook",
     "Sites",
     "SparseTensor",
+    "autotune",
     "build_rulebook",
     "collate",
     "data",
+    "explain",
     "freeze_ground",
     "functional",
     "models",

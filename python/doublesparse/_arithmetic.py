@@ -18,7 +18,7 @@ from torch import Tensor
 from ._autograd import wanted
 from ._classes import merge
 from ._elementwise import Function, apply, channel_dim, refuse, with_values
-from ._ground import GroundState, remembered
+from ._ground import GroundState, memo_of, remembered
 from ._space_constant import as_sparse, constant_rows
 from ._union import Rows, add, place, spread_rows, union
 from .sites import Sites
@@ -87,13 +87,14 @@ def zip_with(
     grounds = [x.ground for x in tensors if x.ground is not None]
     if sites.is_full or (keeps_zero and all(g.is_zero for g in grounds)):
         zero = partial(SparseTensor._zero, features, sites)
-        return SparseTensor._of(features, sites, remembered(grounds[0], "zero", (), zero))
+        key = ("zero", features.shape[1], features.dtype)
+        return SparseTensor._of(features, sites, remembered(grounds[0], key, (), zero))
 
     def respond() -> GroundState:
         values, axes = _common_grounds(grounds)
         return GroundState._of(f(*values), axes)
 
-    frozen = bool(kind) and all(g.memo is not None for g in grounds)
+    frozen = bool(kind) and all(memo_of(g) is not None for g in grounds)
     state = remembered(grounds[0], kind, tuple(grounds[1:]), respond) if frozen else respond()
     return SparseTensor._of(features, sites, state)
 

@@ -13,10 +13,12 @@ from torch import Tensor
 from . import _crossover, ops
 from ._autograd import Segments, conv, gather_rows, kernel_weight, segment_sum
 from ._geometry import Steps, resolve
-from ._ground import GroundState, remembered
+from ._ground import GroundState, memo_of, remembered
 from ._parameters import c_out_of, check_axes, fits
 from ._precision import autocasting, casts, for_torch, wide
 from ._rulebook import Entry, find, find_inverse
+from ._watch import current as watch
+from ._watch import watched
 from ._windows import (
     Chunk,
     class_map,
@@ -45,6 +47,15 @@ class Layer(NamedTuple):
     c_out: int
     transposed: bool = False
 
+    @property
+    def shape(self) -> tuple[Steps, Tensor, int, int, bool]:
+        """What the crossover asks for."""
+        return self.steps, self.weight, self.c_out, self.groups, self.transposed
+
+    def key(self, x: SparseTensor) -> _crossover.Key:
+        """What `autotune` knows this layer by."""
+        return _crossover.layer_key(self.steps, x.shape[1], self.c_out, self.groups, x.dtype)
+
     def rows(self, x: Tensor, pairs: Any, n_dst: int) -> Tensor:
         """Sums of W_k x, without the bias; parts of other sums, so float32 where x is 16-bit."""
         weight = wide(self.weight)
@@ -56,7 +67,7 @@ class Layer(NamedTuple):
 
     def packed(self, ground: GroundState | None) -> Tensor | None:
         """The weight as the kernel reads it, kept where the ground is frozen: so is the weight."""
-        if ground is None or ground.memo is None or torch.is_grad_enabled():
+        if ground is None or memo_of(ground) is None:
             return None
         if wide(self.weight) is not self.weight:
             return None
@@ -149,10 +160,16 @@ def _with_ground(
 
 
 def _chosen(x: SparseTensor, layer: Layer, f: Callable[..., Tensor]) -> SparseTensor:
-    """Sparse, saturated, or by torch's kernel, as the crossover says."""
-    choice = _crossover.choose(
-        x, layer.steps, layer.weight, layer.c_out, layer.groups, layer.transposed
-    )
+    """Sparse, saturated, or by torch's f(x, weight, bias), as the crossover says."""
+    choice = _crossover.choose(x, *layer.shape)
+    if watch.watcher is not None and (watcher := watch.here()) is not None:
+        return watcher.convolution(x, layer, choice, partial(_run, layer, f))
+    return _run(layer, f, x, choice)
+
+
+def _run(
+    layer: Layer, f: Callable[..., Tensor], x: SparseTensor, choice: _crossover.Choice
+) -> SparseTensor:
     if choice.saturate:
         x = x._saturate()
         if choice.torch:
@@ -265,6 +282,7 @@ def _drop_ground(operation: str, x: SparseTensor, ground: str) -> None:
         )
 
 
+@watched
 def submanifold_convolution(
     operation: str,
     n_axes: int,
@@ -304,6 +322,7 @@ def submanifold_convolution(
     return SparseTensor._of(features, sites, None)
 
 
+@watched
 def inverse_convolution(
     operation: str,
     n_axes: int,

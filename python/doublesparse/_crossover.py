@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from . import _costs
 from ._geometry import Steps
+from ._ground import memo_of
 from ._rulebook import output_sites
+from ._running import Running
 from .tensor import SparseTensor
 
 _crossover: str | float | None = "auto"
@@ -104,13 +107,61 @@ class Choice(NamedTuple):
 
 SPARSE = Choice(False, False)
 
+Key = tuple[object, ...]
+Table = dict[Key, _costs.Factors]
+tuned = Running()  # tables of the models whose forward runs (see `autotune`)
+
+
+def layer_key(steps: Steps, c_in: int, c_out: int, groups: int, dtype: torch.dtype) -> Key:
+    """What `autotune` knows a layer by: plain values, so that tables can be printed and pickled."""
+    geometry = (steps.kind, steps.kernel, steps.stride, steps.dilation)
+    return (*geometry, c_in, c_out, groups, str(dtype).removeprefix("torch."))
+
+
+def factors_of(key: Callable[[], Key]) -> _costs.Factors:
+    """What was measured of a layer; the innermost model that measured it says so."""
+    if tuned.items:
+        wanted = key()
+        for table in reversed(tuned.items):
+            if wanted in table:
+                return cast("_costs.Factors", table[wanted])
+    return _costs.AS_SHIPPED
+
+
+def work_of(
+    x: SparseTensor, steps: Steps, weight: Tensor, c_out: int, groups: int, transposed: bool
+) -> _costs.Work:
+    """The counts of a convolution, with the fewest output sites there can be."""
+    sites, ground = x.sites, x.ground
+    cells_out = sites.batch_size * math.prod(steps.out_shape)
+    stride = 1 if transposed else math.prod(steps.stride)
+    rows, frozen = 0, memo_of(ground) is not None
+    if ground is not None and not ground.is_zero and not frozen:
+        rows = ground.n_rows * ground.values.shape[0]
+    return _costs.Work(
+        n_in=sites.n_sites,
+        n_out=min(cells_out, -(-sites.n_sites // stride)),
+        cells_in=sites.n_cells,
+        cells_out=cells_out,
+        n_offsets=steps.n_offsets,
+        n_pairs=sites.n_sites * steps.n_offsets // stride,
+        c_in=x.features.shape[1],
+        c_out=c_out,
+        groups=groups,
+        class_rows=rows,
+        ground=ground is not None and not ground.is_zero,
+        reorders=not _channels_last(weight),
+        packed=frozen,
+    )
+
 
 def choose(
     x: SparseTensor, steps: Steps, weight: Tensor, c_out: int, groups: int, transposed: bool
 ) -> Choice:
     """The decision for a convolution.
 
-    A pure function of shapes, sites, classes, the weight's layout, dtype and instruction set.
+    A pure function of shapes, sites, classes, the weight's layout, dtype and instruction set, and
+    of the table of a model that was tuned.
     """
     sites, ground = x.sites, x.ground
     if _crossover is None:
@@ -120,37 +171,25 @@ def choose(
     if threshold is not None and not sites.is_full and x.density < threshold:
         return SPARSE
     m = _costs.machine(x.features.dtype)
-    cells_out = sites.batch_size * math.prod(steps.out_shape)
-    stride = 1 if transposed else math.prod(steps.stride)
-    n_pairs = sites.n_sites * steps.n_offsets // stride
-    rows, frozen = 0, ground is not None and ground.memo is not None
-    if ground is not None and not ground.is_zero and not frozen:
-        rows = ground.n_rows * ground.values.shape[0]
-    work = _costs.Work(
-        n_in=sites.n_sites,
-        n_out=min(cells_out, -(-sites.n_sites // stride)),
-        cells_in=sites.n_cells,
-        cells_out=cells_out,
-        n_offsets=steps.n_offsets,
-        n_pairs=n_pairs,
-        c_in=x.features.shape[1],
-        c_out=c_out,
-        groups=groups,
-        class_rows=rows,
-        ground=ground is not None and not ground.is_zero,
-        reorders=not _channels_last(weight),
-        packed=frozen,
-    )
+    work = work_of(x, steps, weight, c_out, groups, transposed)
+    f = factors_of(lambda: layer_key(steps, work.c_in, c_out, groups, x.features.dtype))
+
+    def stays_sparse(w: _costs.Work) -> bool:
+        if w.n_out < LEAST_DENSITY * w.cells_out:
+            return True
+        return f.sparse * _costs.sparse(m, w) <= MARGIN * dense
+
     if not sites.is_full and threshold is None:
-        dense = _costs.dense(m, work)
-        least = max(work.n_out, n_pairs // steps.n_offsets)
-        if least < LEAST_DENSITY * cells_out or _costs.sparse(m, work) <= MARGIN * dense:
+        dense = _costs.dense(m, work, f)
+        least = max(work.n_out, work.n_pairs // steps.n_offsets)
+        if least < LEAST_DENSITY * work.cells_out or stays_sparse(work):
             # so far with the fewest output sites there can be
             work = work._replace(n_out=output_sites(sites, steps).n_sites)
-            if work.n_out < LEAST_DENSITY * cells_out or _costs.sparse(m, work) <= MARGIN * dense:
+            if stays_sparse(work):
                 return SPARSE
     covered = ground is not None or steps.covers()
-    return Choice(True, covered and _costs.torchs(m, work) < _costs.ours(m, work))
+    faster = f.torch * _costs.torchs(m, work) < f.ours * _costs.ours(m, work)
+    return Choice(True, covered and faster)
 
 
 def _channels_last(weight: Tensor) -> bool:

@@ -1,24 +1,28 @@
-"""Grounds computed once for inference: `freeze_ground`, `thaw`, `Incremental`."""
+"""Grounds computed once for inference: `freeze_ground`, `thaw`, and `Incremental`."""
 
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ._checks import check_shape
-from ._ground import GroundState, make_ground
+from ._ground import GroundState, Memo, frozen_models, make_ground, memo_of
 from .sites import Sites
 from .tensor import SparseTensor
 
 M = TypeVar("M", bound=nn.Module)
 
 _HOLDER = "_doublesparse_frozen"  # in the __dict__ of a frozen model
+
+
+_lock = threading.RLock()  # one thread at a time computes grounds
 
 
 class _Frozen:
@@ -31,30 +35,42 @@ class _Frozen:
         self.roots: list[GroundState] = []
         self.handles = [
             model.register_forward_pre_hook(_Enter(self), with_kwargs=True),
-            model.register_load_state_dict_post_hook(_Thaw(self)),
+            model.register_forward_hook(_Leave(self), always_call=True),
         ]
-        for module in model.modules():  # train(True) of any of them
-            module.__dict__["train"] = _Train(self, module)
+        self.trains = [_Train(self, module) for module in model.modules()]
+        self.handles += [
+            module.register_load_state_dict_post_hook(_Thaw(self)) for module in model.modules()
+        ]
         model.__dict__[_HOLDER] = self
 
     def __reduce__(self) -> Any:
         return _nothing, ()
 
+    def add(self, root: GroundState) -> None:
+        """Remember what becomes of this ground."""
+        root.memo = Memo(self)
+        self.roots = [*self.roots, root]
+
+    def drop(self, root: GroundState) -> None:
+        """Forget it; grounds in flight are no longer remembered either."""
+        for ground in _descendants(root):
+            ground.memo = None
+        self.roots = [r for r in self.roots if r is not root]
+
     def clear(self) -> None:
-        """Forget all grounds; those in flight are no longer remembered either."""
+        """Forget all grounds."""
         for root in self.roots:
-            for ground in _descendants(root):
-                ground.memo = None
-        self.roots = []
+            self.drop(root)
 
     def remove(self, model: nn.Module) -> None:
         """Forget, and leave no trace in the model."""
         self.clear()
         for handle in self.handles:
             handle.remove()
-        for module in model.modules():
-            module.__dict__.pop("train", None)
-        model.__dict__.pop(_HOLDER, None)
+        for train in self.trains:
+            train.remove()
+        if model.__dict__.get(_HOLDER) is self:
+            del model.__dict__[_HOLDER]
 
 
 def _nothing() -> None:
@@ -65,8 +81,7 @@ def _descendants(root: GroundState) -> Iterator[GroundState]:
     todo, seen = [root], {id(root)}
     while todo:
         ground = todo.pop()
-        memo: dict[Any, tuple[Any, Any]] = ground.memo or {}
-        for value, _ in memo.values():
+        for value, _ in list((ground.memo or {}).values()):  # other threads may add to it
             if isinstance(value, GroundState) and id(value) not in seen:
                 seen.add(id(value))
                 todo.append(value)
@@ -90,45 +105,74 @@ class _Enter(_Hook):
         roots = self.frozen.roots if self.frozen is not None else []
         if not roots or model.training:
             return None
+        frozen_models.enter(self.frozen)
         enter = partial(_on_root, roots)
         return tuple(map(enter, args)), {name: enter(value) for name, value in kwargs.items()}
 
 
+class _Leave(_Hook):
+    """After forward: its layers have ended."""
+
+    def __call__(self, model: nn.Module, args: Any, out: Any) -> None:
+        if self.frozen is not None:
+            frozen_models.leave(self.frozen)
+
+
 def _on_root(roots: list[GroundState], x: Any) -> Any:
     ground = x.ground if isinstance(x, SparseTensor) else None
-    if ground is None or ground.memo is not None:
+    if ground is None or memo_of(ground) is not None:
         return x
-    for root in roots:
-        key = (root.spatial_shape, root.channels, root.dtype)
-        if key == (ground.spatial_shape, ground.channels, ground.dtype) and root.same_as(ground):
-            return SparseTensor._of(x.features, x.sites, root)
-    return x
+    root = next((r for r in roots if _fits(r, ground)), None)
+    return x if root is None else SparseTensor._of(x.features, x.sites, root)
+
+
+def _fits(root: GroundState, ground: GroundState) -> bool:
+    """Whether what is remembered of one ground holds for the other."""
+    key = (root.spatial_shape, root.channels, root.dtype)
+    return key == (ground.spatial_shape, ground.channels, ground.dtype) and root.same_as(ground)
 
 
 class _Thaw(_Hook):
-    """After load_state_dict: other weights, other grounds."""
+    """After load_state_dict, of any part: other weights, other grounds."""
 
-    def __call__(self, model: nn.Module, keys: Any) -> None:
+    def __call__(self, module: nn.Module, keys: Any) -> None:
         if self.frozen is not None:
             self.frozen.clear()
 
 
 class _Train:
-    """Shadows `module.train`: training changes weights, so train(True) thaws."""
+    """Shadows `module.train`: training changes weights, so train(True) of any part thaws."""
 
-    def __init__(self, frozen: _Frozen | None, module: nn.Module) -> None:
+    def __init__(self, frozen: _Frozen | None, module: nn.Module, before: Any = None) -> None:
         self.frozen, self.module = frozen, module
+        self.before = before  # what shadowed it already
+        if frozen is not None:
+            self.before = module.__dict__.get("train")
+            module.__dict__["train"] = self
 
     def __call__(self, mode: bool = True) -> nn.Module:
         if mode and self.frozen is not None:
             self.frozen.clear()
+        if self.before is not None:
+            return cast("nn.Module", self.before(mode))
         return type(self.module).train(self.module, mode)
 
+    def remove(self) -> None:
+        """Take the shadow away; one that was laid over it stays."""
+        self.frozen = None
+        if self.module.__dict__.get("train") is self:
+            del self.module.__dict__["train"]
+            before = self.before
+            while isinstance(before, _Train) and before.frozen is None:  # its model was thawed
+                before = before.before
+            if before is not None:
+                self.module.__dict__["train"] = before
+
     def __deepcopy__(self, memo: dict[int, Any]) -> _Train:
-        return _Train(None, copy.deepcopy(self.module, memo))
+        return _Train(None, copy.deepcopy(self.module, memo), copy.deepcopy(self.before, memo))
 
     def __reduce__(self) -> Any:
-        return _Train, (None, self.module)
+        return _Train, (None, self.module, self.before)
 
 
 def _check_model(operation: str, model: nn.Module) -> None:
@@ -145,16 +189,21 @@ def _check_model(operation: str, model: nn.Module) -> None:
 
 def _freeze(model: nn.Module, root: GroundState) -> _Frozen:
     frozen: _Frozen = model.__dict__.get(_HOLDER) or _Frozen(model)
-    root.memo = {}
-    frozen.roots.append(root)
-    with torch.no_grad():  # no active site: what is computed is the ground
-        sites = Sites(
-            torch.empty(0, 1 + len(root.axes), dtype=torch.int32),
-            root.spatial_shape,
-            1,
-            torch.device("cpu"),
-        )
-        model(SparseTensor._of(root.values.new_empty(0, root.channels), sites, root))
+    frozen.add(root)
+    try:
+        with torch.no_grad():  # no active site: what is computed is the ground
+            sites = Sites(
+                torch.empty(0, 1 + len(root.axes), dtype=torch.int32),
+                root.spatial_shape,
+                1,
+                torch.device("cpu"),
+            )
+            model(SparseTensor._of(root.values.new_empty(0, root.channels), sites, root))
+    except BaseException:
+        frozen.drop(root)
+        if not frozen.roots:
+            frozen.remove(model)
+        raise
     return frozen
 
 
@@ -215,7 +264,10 @@ def freeze_ground(model: M, spatial_shape: Sequence[int], ground: Any = 0.0) -> 
             "freeze_ground: ground must be a state, got None, which has nothing to compute; "
             "pass a number or a tensor"
         )
-    _freeze(model, state)
+    with _lock:
+        roots = getattr(model.__dict__.get(_HOLDER), "roots", ())
+        if not any(_fits(root, state) for root in roots):
+            _freeze(model, state)
     return model
 
 
@@ -288,23 +340,37 @@ class Incremental:
                 f"Incremental: background must have shape (1, C, *spatial), got "
                 f"{tuple(background.shape)}; add a batch dimension with [None]"
             )
-        self.release()
-        self.background = background.detach().clone()
-        self._ground()
+        with _lock:
+            self._start(background.detach().clone())
+
+    def _start(self, background: Tensor) -> GroundState:
+        """Compute a background's responses, and only then forget those of the one before."""
+        _check_model("Incremental", self.model)
+        b, shape = background, tuple(background.shape[2:])
+        root = make_ground(b, b.shape[1], 1, shape, b.dtype, b.device, "Incremental")
+        assert root is not None
+        frozen = _freeze(self.model, root)
+        old, self.background = (self._frozen, self._root), background
+        self._frozen, self._root = frozen, root
+        self._forget(*old)
+        return root
 
     def _ground(self) -> GroundState:
         """The background's ground state, computed again where it was thawed."""
-        if self._root is None or self._root.memo is None:
-            b = self.background
-            shape = tuple(b.shape[2:])
-            root = make_ground(b, b.shape[1], 1, shape, b.dtype, b.device, "Incremental")
-            assert root is not None
-            self._frozen = _freeze(self.model, root)
-            self._root = root
-        return self._root
+        with _lock:
+            if self._root is None or self._root.memo is None:
+                return self._start(self.background)
+            return self._root
 
     _root: GroundState | None = None
     _frozen: _Frozen | None = None
+
+    def _forget(self, frozen: _Frozen | None, root: GroundState | None) -> None:
+        if frozen is None or root is None:
+            return
+        frozen.drop(root)
+        if not frozen.roots:
+            frozen.remove(self.model)
 
     def changes(self, frame: Tensor) -> SparseTensor:
         """The frame as a SparseTensor whose active sites differ from the background."""
@@ -342,12 +408,14 @@ class Incremental:
         return pytree.tree_map(_densify, out, is_leaf=lambda o: isinstance(o, SparseTensor))
 
     def release(self) -> None:
-        """Forget the background's responses."""
-        if self._frozen is not None and self._root is not None:
-            for ground in _descendants(self._root):
-                ground.memo = None
-            self._frozen.roots = [r for r in self._frozen.roots if r is not self._root]
-        self._root = None
+        """Forget the background's responses; the next frame computes them again."""
+        old = (self._frozen, self._root)
+        self._frozen = self._root = None
+        self._forget(*old)
+
+    def __del__(self) -> None:
+        if "model" in self.__dict__:  # not where the constructor refused it
+            self.release()
 
 
 def _densify(value: Any) -> Any:

@@ -15,6 +15,7 @@ from torch import Tensor
 from . import _cache
 from ._autograd import gather_rows
 from ._classes import AxisClasses, flat_taps, uniform_axes
+from ._running import Running
 from .sites import Sites
 
 T = TypeVar("T")
@@ -39,13 +40,12 @@ class GroundState:
     axes: tuple[AxisClasses, ...]
     is_zero: bool = field(init=False)  # dataclasses.replace gives what __init__ takes
 
-    if TYPE_CHECKING:  # no fields
-        memo: dict[Hashable, tuple[Any, Any]] | None
-        # what `values` is made of on first use
+    if TYPE_CHECKING:  # what `values` is made of on first use: no fields
         _lazy: tuple[int, torch.dtype, torch.device | str]
         _row: Tensor
-    else:
-        memo = None  # what layers made of this ground, where it is frozen: see `remembered`
+        memo: Memo | None
+    else:  # what layers made of this ground, where it is frozen (see `remembered`); not pickled
+        memo = None
 
     def __init__(self, values: Tensor, axes: Sequence[AxisClasses]) -> None:
         """Values as rows.
@@ -223,8 +223,9 @@ class GroundState:
             return True
         if self.is_zero or other.is_zero or self.requires_grad or other.requires_grad:
             return False
-        same_map = self.axes == other.axes and self.values.shape == other.values.shape
-        return same_map and torch.equal(self.values, other.values)
+        if self.axes != other.axes or self.values.shape != other.values.shape:
+            return False
+        return self.values is other.values or torch.equal(self.values, other.values)
 
     def __repr__(self) -> str:
         """Classes, samples and channels."""
@@ -254,6 +255,32 @@ _cell_rows = lru_cache(maxsize=32)(_all_rows)
 _MEMO_SIZE = 64  # responses of one ground: layers that read it, not frames
 
 
+class Memo(dict[Hashable, tuple[Any, Any]]):
+    """What layers made of one frozen ground.
+
+    Attributes:
+        owner: whose layers those are. Only while its forward runs is anything remembered: a
+            result may go on into layers that nobody froze.
+    """
+
+    __slots__ = ("owner",)
+
+    def __init__(self, owner: object) -> None:
+        super().__init__()
+        self.owner = owner
+
+
+frozen_models = Running()  # the owners
+
+
+def memo_of(ground: GroundState | None) -> Memo | None:
+    """What is remembered of a ground, here and now; None where it is not frozen."""
+    memo = None if ground is None else ground.memo
+    if memo is None or torch.is_grad_enabled() or not frozen_models.has(memo.owner):
+        return None
+    return memo
+
+
 def remembered(
     ground: GroundState, key: Hashable, held: tuple[Any, ...], make: Callable[[], T]
 ) -> T:
@@ -268,8 +295,8 @@ def remembered(
         held: parameters and other grounds that the result depends on, known by their identity.
         make: computes the result.
     """
-    memo = ground.memo
-    if memo is None or torch.is_grad_enabled():
+    memo = memo_of(ground)
+    if memo is None:
         return make()
     whole = (key, *map(id, held))
     found = memo.get(whole)
@@ -278,7 +305,7 @@ def remembered(
         if value is ground or len(memo) >= _MEMO_SIZE:
             return value
         if isinstance(value, GroundState) and value.memo is None:
-            value.memo = {}
+            value.memo = Memo(memo.owner)
         found = memo.setdefault(whole, (value, held))  # held: so that no other object gets that id
     return cast("T", found[0])
 

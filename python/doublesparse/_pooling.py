@@ -16,6 +16,7 @@ from ._geometry import Steps, per_axis, resolve
 from ._ground import GroundState, remembered
 from ._parameters import check_axes, check_dtype
 from ._rulebook import find
+from ._watch import watched
 from ._windows import class_map, pool_plan
 from .sites import Sites
 from .tensor import SparseTensor
@@ -68,6 +69,7 @@ def _as_ground(values: Tensor, plan_axes: tuple[AxisClasses, ...], n_samples: in
     return GroundState._of(values.view(n_samples, *n_classes, values.shape[1]), plan_axes)
 
 
+@watched
 def max_pool(
     operation: str,
     n_axes: int,
@@ -140,6 +142,7 @@ def _divisors(
     return sites[:, None], classes
 
 
+@watched
 def avg_pool(
     operation: str,
     n_axes: int,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from . import _cache, ops
 from ._geometry import Steps, per_axis, resolve
+from ._watch import current as watch
 from .sites import Sites
 
 KINDS = ("conv", "submanifold", "transposed")
@@ -43,6 +44,8 @@ def find(sites: Sites, steps: Steps) -> Entry:
     if entry is None:
         entry = _build(sites, steps)
         entry = _cache.put(sites, steps, entry, entry.n_bytes)
+    if watch.watcher is not None and (watcher := watch.here()) is not None:
+        watcher.pairs(entry.pairs.n_pairs)
     return entry
 
 

@@ -19,7 +19,7 @@ from ._autograd import Segments
 from ._autograd_windows import Table
 from ._classes import Array, AxisClasses, flat_taps
 from ._geometry import Steps
-from ._ground import MAX_ROWS, GroundState, remembered
+from ._ground import MAX_ROWS, GroundState, memo_of, remembered
 from ._rulebook import Entry
 from .sites import Sites
 
@@ -97,7 +97,7 @@ def site_windows(
         return ops.window_table(pairs, n_out)
     cmap, n_samples = class_map(steps, ground.axes), ground.values.shape[0]
     out_class = out_sites.class_of(cmap.axes)
-    frozen = ground.memo is not None and cmap.n_out * steps.n_offsets <= _FROZEN
+    frozen = memo_of(ground) is not None and cmap.n_out * steps.n_offsets <= _FROZEN
     if frozen or cmap.n_out <= max(n_out, 1024):
         make = partial(class_windows, cmap, 1, 0, cmap.n_out)
         taps = remembered(ground, ("windows", steps), (), make)

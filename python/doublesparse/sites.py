@@ -158,10 +158,11 @@ class Sites:
     def keys(self) -> Tensor:
         """int64 (n_sites,), row-major number of each site's cell; strictly increasing."""
         if self._keys is None:
-            if self._coords is None:
-                self._keys = torch.arange(self.n_cells, device=self.device)
-            else:
-                self._keys = ops.linear_keys(self._coords, self.spatial_shape)
+            with torch.inference_mode(False):  # kept: training may save it for backward later
+                if self._coords is None:
+                    self._keys = torch.arange(self.n_cells, device=self.device)
+                else:
+                    self._keys = ops.linear_keys(self._coords, self.spatial_shape)
         return self._keys
 
     @property
