@@ -267,7 +267,13 @@ def freeze_ground(model: M, spatial_shape: Sequence[int], ground: Any = 0.0) -> 
     with _lock:
         roots = getattr(model.__dict__.get(_HOLDER), "roots", ())
         if not any(_fits(root, state) for root in roots):
-            _freeze(model, state)
+            try:
+                _freeze(model, state)
+            except ValueError as error:
+                raise ValueError(
+                    f"freeze_ground: model must take {channels} channels on {shape}, got: {error}; "
+                    "pass ground=torch.zeros(channels) where its first convolution does not tell"
+                ) from error
     return model
 
 
