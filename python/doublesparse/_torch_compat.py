@@ -7,6 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn import Parameter
 
 
 def register_pytree_node(
@@ -41,6 +43,39 @@ def fast_apply(function: type[torch.autograd.Function]) -> Callable[..., Any]:
     """
     apply: Callable[..., Any] = super(torch.autograd.Function, function).apply  # type: ignore[misc]
     return apply
+
+
+_PLAIN = frozenset((Tensor, Parameter))
+_compiling = torch.compiler.is_dynamo_compiling
+_n_modes = torch._C._len_torch_dispatch_stack
+
+
+def traced(x: Any) -> bool:
+    """Whether a graph is being made of what happens to x, so that it must be a torch operator.
+
+    True inside torch.compile; for fake, functional and other tensors that only look like data; and
+    while any dispatch mode (make_fx, torch.export, a FLOP counter) watches. A tenth of a
+    microsecond.
+    """
+    if _compiling():
+        return True
+    if type(x) in _PLAIN:
+        return _n_modes() > 0
+    return isinstance(x, Tensor)
+
+
+def is_fake_mode() -> bool:
+    """Whether tensors made now would be fake: without data."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+    return any(type(mode) is FakeTensorMode for mode in _get_current_dispatch_mode_stack())
+
+
+def operator_tags() -> tuple[torch.Tag, ...]:
+    """Tags of our operators: traceable, and their operands' strides stay what they are in eager."""
+    exact = getattr(torch.Tag, "needs_exact_strides", torch.Tag.needs_fixed_stride_order)
+    return torch.Tag.pt2_compliant_tag, exact
 
 
 ConvBase = torch.nn.modules.conv._ConvNd
