@@ -18,7 +18,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from . import ops
-from ._torch_compat import fast_apply, traced
+from ._torch_compat import fast_apply, outside_transforms, traced
 
 Grads = tuple[Tensor | None, ...]
 
@@ -29,6 +29,7 @@ def wanted(*tensors: Tensor | None) -> bool:
         torch.is_grad_enabled()
         and any(t is not None and t.requires_grad for t in tensors)
         and not traced(tensors[0])
+        and outside_transforms()
     )
 
 
@@ -343,7 +344,7 @@ def conv(
         or x.requires_grad
         or (bias is not None and bias.requires_grad)
         or (u is not None and u.requires_grad)
-    ) and not traced(x):
+    ) and (not traced(x) and outside_transforms()):
         return _apply_conv(x, weight, bias, u, pairs, n_dst, groups, transposed, taps)
     weight = weight.flatten(2).contiguous()
     if u is None or taps is None:

@@ -23,7 +23,7 @@ from . import _autograd, ops
 from . import _autograd_windows as _windows
 from ._autograd import Grads, Segments, once
 from ._autograd_windows import Table
-from ._torch_compat import operator_tags, traced
+from ._torch_compat import is_forward_mode, operator_tags, traced
 
 NAMESPACE = "doublesparse"
 
@@ -342,12 +342,26 @@ def _autocast_conv(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
 
 
 # ------------------------------------------------------------------ registration
+def _reverse_only(name: str, run: Callable[..., Any]) -> Callable[..., Any]:
+    """The implementation, unless tangents are carried forward, which it would lose in silence."""
+
+    def call(*args: Any) -> Any:
+        if is_forward_mode():
+            raise NotImplementedError(
+                f"{name}: must run outside forward-mode differentiation, got a call inside "
+                "torch.func.jvp or forward_ad.dual_level; use reverse mode (torch.autograd)"
+            )
+        return run(*args)
+
+    return call
+
+
 def _register() -> torch.library.Library:
     library = torch.library.Library(NAMESPACE, "DEF")
     tags = operator_tags()
     for name, schema in SCHEMAS.items():
         library.define(name + schema, tags=tags)
-        library.impl(name, _IMPLEMENTATIONS[name], "CPU")
+        library.impl(name, _reverse_only(name, _IMPLEMENTATIONS[name]), "CPU")
         torch.library.register_fake(f"{NAMESPACE}::{name}", _SHAPES[name], lib=library)
     for name, (backward, save) in _GRADIENTS.items():
         torch.library.register_autograd(

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 
@@ -47,21 +48,41 @@ def fast_apply(function: type[torch.autograd.Function]) -> Callable[..., Any]:
 
 _PLAIN = frozenset((Tensor, Parameter))
 _compiling = torch.compiler.is_dynamo_compiling
+_transforms = torch._C._functorch.peek_interpreter_stack
 _n_modes = torch._C._len_torch_dispatch_stack
 
 
 def traced(x: Any) -> bool:
     """Whether a graph is being made of what happens to x, so that it must be a torch operator.
 
-    True inside torch.compile; for fake, functional and other tensors that only look like data; and
-    while any dispatch mode (make_fx, torch.export, a FLOP counter) watches. A tenth of a
-    microsecond.
+    True inside torch.compile; for fake, functional and other tensors that only look like data;
+    while any dispatch mode (make_fx, torch.export, a FLOP counter) watches; and in forward-mode
+    differentiation, which the operators refuse. A tenth of a microsecond.
     """
     if _compiling():
         return True
     if type(x) in _PLAIN:
-        return _n_modes() > 0
+        return _n_modes() > 0 or forward_ad._current_level >= 0
     return isinstance(x, Tensor)
+
+
+def outside_transforms() -> bool:
+    """True; our autograd functions have no meaning inside `torch.func.grad`, `vmap` and the like.
+
+    Raises:
+        NotImplementedError: inside one.
+    """
+    if _transforms() is None:
+        return True
+    raise NotImplementedError(
+        "doublesparse: must run outside torch.func transforms, got a call inside one; use "
+        "torch.autograd"
+    )
+
+
+def is_forward_mode() -> bool:
+    """Whether tangents are carried forward (`torch.func.jvp`, `forward_ad.dual_level`)."""
+    return forward_ad._current_level >= 0
 
 
 def is_fake_mode() -> bool:
