@@ -264,9 +264,7 @@ def conv_grads(
     dx = dw = db = du = None
     if need_x:
         w = weight.flatten(2).contiguous()
-        dx = ops.conv(
-            dy, w, pairs.reversed(), x.shape[0], groups=groups, transposed=not transposed
-        )
+        dx = ops.conv(dy, w, pairs.reversed(), x.shape[0], groups=groups, transposed=not transposed)
     if need_weight:
         if transposed:
             dw = ops.conv_weight_grad(dy, x, pairs.reversed(), groups)
@@ -339,12 +337,17 @@ def conv(
     """
     if bias is not None and not bias.is_contiguous():
         bias = bias.contiguous()
-    if torch.is_grad_enabled() and (
-        weight.requires_grad
-        or x.requires_grad
-        or (bias is not None and bias.requires_grad)
-        or (u is not None and u.requires_grad)
-    ) and (not traced(x) and outside_transforms()):
+    if (
+        torch.is_grad_enabled()
+        and (
+            weight.requires_grad
+            or x.requires_grad
+            or (bias is not None and bias.requires_grad)
+            or (u is not None and u.requires_grad)
+        )
+        and not traced(x)
+        and outside_transforms()
+    ):
         return _apply_conv(x, weight, bias, u, pairs, n_dst, groups, transposed, taps)
     weight = weight.flatten(2).contiguous()
     if u is None or taps is None:

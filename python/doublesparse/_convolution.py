@@ -17,6 +17,7 @@ from ._ground import GroundState
 from ._parameters import c_out_of, check_axes, fits
 from ._precision import autocasting, casts
 from ._rulebook import Entry, find, find_inverse
+from ._torch_compat import traced
 from ._windows import linear_plan
 from .sites import Sites
 from .tensor import SparseTensor
@@ -199,7 +200,8 @@ def _drop_ground(operation: str, x: SparseTensor, ground: str) -> None:
     state = x.ground
     if state is None or state.is_zero or ground == "drop" or x.sites.is_full:
         return
-    if bool(state.values.detach().any()):  # any: a NaN counts too
+    # any: a NaN counts too; a traced graph cannot look
+    if traced(state.values) or bool(state.values.detach().any()):
         raise ValueError(
             f"{operation}: the ground must be zero or None, because inactive sites count as zero "
             f'here, got {state!r}; pass ground="drop" to drop it, or use the ordinary convolution'

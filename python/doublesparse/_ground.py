@@ -14,6 +14,7 @@ from torch import Tensor
 from . import _cache
 from ._autograd import gather_rows
 from ._classes import AxisClasses, flat_taps, uniform_axes
+from ._torch_compat import traced, untraced
 from .sites import Sites
 
 _ONES = [(1,) * (1 + n) + (-1,) for n in range(5)]
@@ -177,10 +178,7 @@ class GroundState:
         key = ("inactive", self.axes)
         found = _cache.get(sites, key)
         if found is None:
-            n_rows, batch = self.n_rows, sites.batch_size
-            flat = sites.class_of(self.axes).long() + sites.batch.long() * n_rows
-            active = torch.bincount(flat, minlength=batch * n_rows).view(batch, n_rows)
-            found = torch.from_numpy(self.n_positions()) - active
+            found = _count_inactive(self, sites)
             _cache.put(sites, key, found, 8 * found.numel())
         return found
 
@@ -212,6 +210,8 @@ class GroundState:
             return True
         if self.is_zero or other.is_zero or self.requires_grad or other.requires_grad:
             return False
+        if traced(self.values):
+            return False
         same_map = self.axes == other.axes and self.values.shape == other.values.shape
         return same_map and torch.equal(self.values, other.values)
 
@@ -223,6 +223,14 @@ class GroundState:
             f"GroundState(classes={self.n_classes}, samples={self.values.shape[0]}, "
             f"channels={self.channels}, {str(self.dtype).removeprefix('torch.')})"
         )
+
+
+@untraced
+def _count_inactive(ground: GroundState, sites: Sites) -> Tensor:
+    n_rows, batch = ground.n_rows, sites.batch_size
+    flat = sites.class_of(ground.axes).long() + sites.batch.long() * n_rows
+    active = torch.bincount(flat, minlength=batch * n_rows).view(batch, n_rows)
+    return torch.from_numpy(ground.n_positions()) - active
 
 
 # ------------------------------------------------------------------ from what the user gives

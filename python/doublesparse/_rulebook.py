@@ -10,7 +10,10 @@ from torch import Tensor
 
 from . import _cache, ops
 from ._geometry import Steps, per_axis, resolve
+from ._torch_compat import untraced
 from .sites import Sites
+
+_build_pairs = untraced(ops.build_pairs)
 
 KINDS = ("conv", "submanifold", "transposed")
 
@@ -47,6 +50,7 @@ def find(sites: Sites, steps: Steps) -> Entry:
     return entry
 
 
+@untraced
 def _build(sites: Sites, steps: Steps) -> Entry:
     coords = sites.coords
     geometry = (steps.kernel, steps.stride, steps.left, steps.dilation)
@@ -77,15 +81,8 @@ def find_inverse(sites: Sites, like: Sites, steps: Steps) -> ops.Pairs:
     key = ("inverse", steps, like.uid)
     entry = _cache.get(sites, key)
     if entry is None:
-        pairs = ops.build_pairs(
-            sites.coords,
-            like.coords,
-            like.spatial_shape,
-            steps.kernel,
-            steps.stride,
-            steps.left,
-            steps.dilation,
-        )
+        geometry = (steps.kernel, steps.stride, steps.left, steps.dilation)
+        pairs = _build_pairs(sites.coords, like.coords, like.spatial_shape, *geometry)
         entry = Entry(pairs, None)
         entry = _cache.put(sites, key, entry, entry.n_bytes)
     return entry.pairs

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
+
+_F = TypeVar("_F", bound=Callable[..., Any])
 
 
 def register_pytree_node(
@@ -85,12 +88,21 @@ def is_forward_mode() -> bool:
     return forward_ad._current_level >= 0
 
 
-def is_fake_mode() -> bool:
-    """Whether tensors made now would be fake: without data."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+def untraced(f: _F) -> _F:
+    """f, run on real tensors also while a graph is traced, which then holds its result as constant.
 
-    return any(type(mode) is FakeTensorMode for mode in _get_current_dispatch_mode_stack())
+    For what depends on geometry alone.
+    """
+    from torch.utils._python_dispatch import _disable_current_modes
+
+    @functools.wraps(f)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if _n_modes() == 0:
+            return f(*args, **kwargs)
+        with _disable_current_modes():
+            return f(*args, **kwargs)
+
+    return cast("_F", call)
 
 
 def operator_tags() -> tuple[torch.Tag, ...]:

@@ -20,6 +20,7 @@ from ._classes import Array, AxisClasses, flat_taps, uniform_axes
 from ._geometry import Steps
 from ._ground import MAX_ROWS, GroundState
 from ._rulebook import Entry
+from ._torch_compat import untraced
 from .sites import Sites
 
 Axes = tuple[AxisClasses, ...]
@@ -69,6 +70,7 @@ def _class_map(steps: Steps, axes: Axes) -> ClassMap:
     )
 
 
+@untraced
 def class_windows(cmap: ClassMap, n_samples: int, first: int, last: int) -> Tensor:
     """Class row that each tap of some output class rows reads, or -1: int32 (m, n_offsets).
 
@@ -83,6 +85,7 @@ def class_windows(cmap: ClassMap, n_samples: int, first: int, last: int) -> Tens
     return torch.from_numpy(flat.astype(np.int32, copy=False))
 
 
+@untraced
 def site_windows(entry: Entry, out_sites: Sites, cmap: ClassMap | None, n_samples: int) -> Tensor:
     """What each tap of every output site reads: int32 (n_out, n_offsets), coded as in `Table`.
 
@@ -157,6 +160,7 @@ def linear_plan(
     return plan
 
 
+@untraced
 def _build_linear(
     out_sites: Sites, steps: Steps, entry: Entry, ground: GroundState, n_samples: int, step: int
 ) -> LinearPlan:
@@ -217,15 +221,21 @@ def pool_plan(
     key = ("pool", steps, axes, n_samples)
     plan = _cache.get(sites, key)
     if plan is None:
-        if axes is None:
-            table = Table(site_windows(entry, out_sites, None, 1))
-            plan = PoolPlan(table, None, uniform_axes(steps.out_shape), True)
-        else:
-            cmap = class_map(steps, axes)
-            table = Table(site_windows(entry, out_sites, cmap, n_samples))
-            windows = class_windows(cmap, n_samples, 0, cmap.n_out * n_samples)
-            covered = bool((windows >= 0).any(1).all())
-            plan = PoolPlan(table, Table(windows), cmap.axes, covered)
+        plan = _build_pool(out_sites, steps, entry, axes, n_samples)
         held = plan.sites.n_bytes + (0 if plan.classes is None else plan.classes.n_bytes)
         plan = _cache.put(sites, key, plan, held)
     return plan
+
+
+@untraced
+def _build_pool(
+    out_sites: Sites, steps: Steps, entry: Entry, axes: Axes | None, n_samples: int
+) -> PoolPlan:
+    if axes is None:
+        table = Table(site_windows(entry, out_sites, None, 1))
+        return PoolPlan(table, None, uniform_axes(steps.out_shape), True)
+    cmap = class_map(steps, axes)
+    table = Table(site_windows(entry, out_sites, cmap, n_samples))
+    windows = class_windows(cmap, n_samples, 0, cmap.n_out * n_samples)
+    covered = bool((windows >= 0).any(1).all())
+    return PoolPlan(table, Table(windows), cmap.axes, covered)

@@ -14,6 +14,7 @@ from ._conv import (
     SubmanifoldConv4d,
 )
 from ._convert import ToDense, ToSparse, convert
+from ._fixed import FixedGeometry
 from ._inverse import SparseInverseConv1d, SparseInverseConv2d, SparseInverseConv3d
 from ._norm import SparseBatchNorm
 from ._pool import (
@@ -28,6 +29,7 @@ from ._pool import (
 )
 
 __all__ = [
+    "FixedGeometry",
     "SparseAvgPool1d",
     "SparseAvgPool2d",
     "SparseAvgPool3d",
