@@ -189,12 +189,13 @@ def _build_linear(
         return LinearPlan(cmap.axes, n_classes, chunks, None, None)
     (chunk,) = chunks
     cut = int(start[n_sites])
+    # copies: a program that is exported keeps whole tensors, not views of one that it never reads
     return LinearPlan(
         cmap.axes,
         n_classes,
         chunks,
-        Segments(u_rows[:cut], start[: n_sites + 1].contiguous(), chunk.n_u),
-        Segments(u_rows[cut:], start[n_sites:] - cut, chunk.n_u),
+        Segments(u_rows[:cut].clone(), start[: n_sites + 1].clone(), chunk.n_u),
+        Segments(u_rows[cut:].clone(), start[n_sites:] - cut, chunk.n_u),
     )
 
 

@@ -4,7 +4,8 @@ Shape names: ``n_sites``, ``c_in``, ``c_out``, ``n_offsets`` (kernel volume, row
 and ``n_dst`` rows. Features are float32 or float64. Every result has the same bits for any number
 of threads (``torch.set_num_threads``). Nothing here knows autograd: see ``_autograd.py``. Where a
 graph is traced (``torch.compile``, ``torch.export``), the calls become the operators
-``torch.ops.doublesparse.*`` of ``_library.py``; otherwise they go straight to the kernels.
+``torch.ops.doublesparse.*`` of ``_library.py``, which do; otherwise they go straight to the
+kernels.
 """
 
 from __future__ import annotations
