@@ -29,7 +29,6 @@ def gradient_samples(rng, dtype):
     """Arguments of the operators that only backward passes call, and of other small ones."""
     for n_out, n_rows, c in ((9, 7, 3), (0, 5, 2), (4, 0, 1)):
         table = random_table(rng, n_out, 4, n_rows, 3)
-        start = random_segments(rng, n_rows, n_out)
         rows = torch.from_numpy(rng.integers(0, max(n_out, 1), n_rows if n_out else 0))
         rows, n_rows = rows.to(torch.int32), len(rows)
         start = random_segments(rng, n_rows, n_out)
@@ -47,6 +46,7 @@ def gradient_samples(rng, dtype):
         for which in size:
             yield "window_max_rows_grad", dict(dy=dy, arg=arg, table=table, **which)
             yield "window_sum_rows_grad", dict(dy=dy, table=table, **which)
+        yield "every_tap", dict(table=table, n_class_rows=3)
         keys = torch.unique(torch.from_numpy(rng.integers(0, 60, n_rows)))
         yield "coords_of_keys", dict(keys=keys, shape=(5, 6))
 

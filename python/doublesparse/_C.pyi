@@ -85,9 +85,19 @@ def keys_to_coords(
 def conv_workspace(
     is_double: bool, c_in: int, c_out: int, n_offsets: int, groups: int, /
 ) -> int: ...
+def conv_pack(
+    weight: Tensor,
+    c_in: int,
+    c_out: int,
+    groups: int,
+    transposed: bool,
+    workspace: Tensor,
+    n_threads: int,
+    /,
+) -> None: ...
 def conv(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | None,
     bias: Tensor | None,
     u: Tensor | None,
     u_start: Tensor | None,
@@ -144,6 +154,10 @@ def fill_ground_taps(
     class_rows: Tensor,
     n_threads: int,
     /,
+) -> None: ...
+def plan_every_tap(table: Tensor, n_class_rows: int, start: Tensor, n_threads: int, /) -> int: ...
+def fill_every_tap(
+    table: Tensor, n_class_rows: int, start: Tensor, u_rows: Tensor, n_threads: int, /
 ) -> None: ...
 def invert_chunks(n_rows: int, n_values: int, n_threads: int, /) -> int: ...
 def plan_inverse(rows: Tensor, counts: Tensor, start: Tensor, n_threads: int, /) -> int: ...

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from ._classes import merge
 from ._elementwise import Function, apply, channel_dim, refuse, with_values
-from ._ground import GroundState
+from ._ground import GroundState, remembered
 from ._union import Rows, place, spread_rows, union
 from .tensor import SparseTensor
 
@@ -97,9 +98,16 @@ def zip_with(
         return SparseTensor._of(features, sites, None)
     grounds = [x.ground for x in tensors if x.ground is not None]
     if sites.is_full or (keeps_zero and all(g.is_zero for g in grounds)):
-        return SparseTensor._of(features, sites, SparseTensor._zero(features, sites))
-    values, axes = _common_grounds(grounds)
-    return SparseTensor._of(features, sites, GroundState._of(f(*values), axes))
+        zero = partial(SparseTensor._zero, features, sites)
+        return SparseTensor._of(features, sites, remembered(grounds[0], "zero", (), zero))
+
+    def respond() -> GroundState:
+        values, axes = _common_grounds(grounds)
+        return GroundState._of(f(*values), axes)
+
+    frozen = bool(kind) and all(g.memo is not None for g in grounds)
+    state = remembered(grounds[0], kind, tuple(grounds[1:]), respond) if frozen else respond()
+    return SparseTensor._of(features, sites, state)
 
 
 # ------------------------------------------------------------------ two operands
@@ -163,7 +171,8 @@ def binary(f: Function, name: str, rule: Rule) -> Function:
                 f"{type(other).__name__}; convert it"
             )
         keeps = rule.tensor if isinstance(other, Tensor) else rule.number(other, first)
-        return apply(x, (lambda t: g(other, t)) if first else (lambda t: g(t, other)), keeps)
+        key = None if kwargs or isinstance(other, Tensor) else (name, other, first)
+        return apply(x, (lambda t: g(other, t)) if first else (lambda t: g(t, other)), keeps, key)
 
     handler.__name__ = handler.__qualname__ = name
     handler.__doc__ = f"torch's `{name}` of a sparse tensor and another operand."

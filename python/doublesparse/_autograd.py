@@ -248,6 +248,14 @@ def merge_repeats(features: Tensor, order: Tensor, start: Tensor, how: str) -> T
 
 
 # ------------------------------------------------------------------ convolution
+def kernel_weight(weight: Tensor) -> Tensor:
+    """(d0, d1, n_offsets) of torch's weight (d0, d1, *kernel): a view, also of a channels-last one."""
+    flat = weight.flatten(2)
+    if flat.is_contiguous() or flat.stride()[1:] == (1, flat.shape[1]):
+        return flat
+    return flat.contiguous()
+
+
 def conv_grads(
     needs: Sequence[bool],
     dy: Tensor,
@@ -263,7 +271,7 @@ def conv_grads(
     dy = dy.contiguous()
     dx = dw = db = du = None
     if need_x:
-        w = weight.flatten(2).contiguous()
+        w = kernel_weight(weight)
         dx = ops.conv(dy, w, pairs.reversed(), x.shape[0], groups=groups, transposed=not transposed)
     if need_weight:
         if transposed:
@@ -294,7 +302,7 @@ class _Conv(Function):
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.args = pairs, groups, transposed, taps
-        weight = weight.flatten(2).contiguous()
+        weight = kernel_weight(weight)
         if u is None or taps is None:
             return ops.conv(x, weight, pairs, n_dst, bias, groups, transposed=transposed)
         start, rows = taps.start, taps.rows
@@ -320,6 +328,7 @@ def conv(
     transposed: bool = False,
     u: Tensor | None = None,
     taps: Segments | None = None,
+    packed: Tensor | None = None,
 ) -> Tensor:
     """y[dst] = bias + the row's sum of u + sum over pairs of W_k x[src]: (n_dst, c_out).
 
@@ -334,6 +343,7 @@ def conv(
         transposed: the layout of `weight`.
         u: (n_u, c_out): what inactive sites add, per kernel offset and class of the ground.
         taps: which rows of `u` each output row adds.
+        packed: `ops.pack_weight` of the weight, where no gradient is wanted.
     """
     if bias is not None and not bias.is_contiguous():
         bias = bias.contiguous()
@@ -349,8 +359,9 @@ def conv(
         and outside_transforms()
     ):
         return _apply_conv(x, weight, bias, u, pairs, n_dst, groups, transposed, taps)
-    weight = weight.flatten(2).contiguous()
+    weight = kernel_weight(weight)
     if u is None or taps is None:
-        return ops.conv(x, weight, pairs, n_dst, bias, groups, transposed=transposed)
-    start, rows = taps.start, taps.rows
-    return ops.conv(x, weight, pairs, n_dst, bias, groups, u, start, rows, transposed)
+        u = start = rows = None
+    else:
+        start, rows = taps.start, taps.rows
+    return ops.conv(x, weight, pairs, n_dst, bias, groups, u, start, rows, transposed, packed)

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import _crossover
-from ._autograd import Segments, conv, segment_sum
+from . import _crossover, ops
+from ._autograd import Segments, conv, gather_rows, kernel_weight, segment_sum
 from ._geometry import Steps, resolve
-from ._ground import GroundState
+from ._ground import GroundState, remembered
 from ._parameters import c_out_of, check_axes, fits
 from ._precision import autocasting, casts
 from ._rulebook import Entry, find, find_inverse
 from ._torch_compat import traced
-from ._windows import linear_plan
+from ._windows import (
+    Chunk,
+    class_map,
+    class_pieces,
+    class_taps,
+    every_tap,
+    fits_whole,
+    site_pieces,
+    site_taps,
+)
 from .sites import Sites
 from .tensor import SparseTensor
 
@@ -27,82 +36,130 @@ _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose
 
 
 # ------------------------------------------------------------------ the linear layer
-def linear(
-    x: SparseTensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    groups: int,
-    steps: Steps,
-    c_out: int,
-    transposed: bool = False,
-) -> SparseTensor:
+class Layer(NamedTuple):
+    """A linear layer's parameters and geometry."""
+
+    weight: Tensor
+    bias: Tensor | None
+    groups: int
+    steps: Steps
+    c_out: int
+    transposed: bool = False
+
+    def rows(self, x: Tensor, pairs: Any, n_dst: int) -> Tensor:
+        """Sums of W_k x, without the bias."""
+        return conv(x, self.weight, None, pairs, n_dst, self.groups, self.transposed)
+
+    def packed(self, ground: GroundState | None) -> Tensor | None:
+        """The weight as the kernel reads it, kept where the ground is frozen: so is the weight."""
+        if ground is None or ground.memo is None or torch.is_grad_enabled():
+            return None
+        if traced(self.weight):
+            return None
+        weight = kernel_weight(self.weight)
+        pack = partial(ops.pack_weight, weight, self.groups, self.transposed)
+        packed: Tensor = self.remembered(ground, "packed", pack)
+        return packed
+
+    def sums(self, rows: Tensor, chunks: Iterable[Chunk]) -> Tensor:
+        """Of windows that read class rows only, with the bias."""
+        parts = [
+            segment_sum(
+                self.rows(gather_rows(rows, c.used), c.pairs, c.n_u), c.segments, self.bias
+            )
+            for c in chunks
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def zero(self, features: Tensor) -> GroundState:
+        """The zero ground of the output."""
+        return GroundState.zero(
+            self.c_out, self.steps.out_shape, features.dtype, features.device
+        )
+
+    def remembered(self, ground: GroundState, what: str, make: Callable[[], Any]) -> Any:
+        """Of a frozen ground: what this layer made of it."""
+        key = (what, self.steps, self.groups, self.transposed)
+        return remembered(ground, key, (self.weight, self.bias), make)
+
+
+def linear(x: SparseTensor, layer: Layer) -> SparseTensor:
     """The window rule: W_k x over active taps, W_k G over inactive ones, nothing in the padding.
 
-    Inactive taps read u = W_k G, a table over the (offset, class) pairs that occur; the ground's
-    own response sums the same rows of u in the same order. A zero ground leaves only its bias.
+    Inactive taps read u = W_k G, a table over the (offset, class) pairs; the ground's own response
+    sums the same rows of u in the same order. A zero ground leaves only its bias.
     """
-    sites = x.sites
+    sites, ground = x.sites, x.ground
+    weight, bias, groups, steps, _, transposed = layer
     entry = find(sites, steps)
     out_sites = sites if entry.out_sites is None else entry.out_sites
-    ground = x.ground
     if ground is not None and not ground.is_zero:
-        return _with_ground(
-            x, weight, bias, groups, steps, c_out, transposed, entry, out_sites, ground
-        )
-    features = conv(x.features, weight, bias, entry.pairs, out_sites.n_sites, groups, transposed)
+        return _with_ground(x, layer, entry, out_sites, ground)
+    n_out, packed = out_sites.n_sites, layer.packed(ground)
+    features = conv(
+        x.features, weight, bias, entry.pairs, n_out, groups, transposed, packed=packed
+    )
     if ground is not None:
         if bias is None or out_sites.is_full:
-            ground = GroundState.zero(c_out, steps.out_shape, features.dtype, features.device)
+            make = partial(layer.zero, features)
         else:
-            ground = GroundState.constant(bias, steps.out_shape)
+            make = partial(GroundState.constant, bias, steps.out_shape)
+        ground = layer.remembered(ground, "zero" if out_sites.is_full else "conv", make)
     return SparseTensor._of(features, out_sites, ground)
 
 
 def _with_ground(
-    x: SparseTensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    groups: int,
-    steps: Steps,
-    c_out: int,
-    transposed: bool,
-    entry: Entry,
-    out_sites: Sites,
-    ground: GroundState,
+    x: SparseTensor, layer: Layer, entry: Entry, out_sites: Sites, ground: GroundState
 ) -> SparseTensor:
-    rows = ground.rows.contiguous()
+    weight, bias, groups, steps, c_out, transposed = layer
+    rows, n_out, n_samples = ground.rows.contiguous(), out_sites.n_sites, ground.values.shape[0]
     row_bytes = c_out * rows.element_size()
-    plan = linear_plan(x.sites, out_sites, steps, entry, ground, row_bytes)
-    n_out = out_sites.n_sites
+    whole = fits_whole(steps, ground, row_bytes)
+    if whole:
+        every = every_tap(len(rows), steps.n_offsets)
+        u = layer.remembered(ground, "u", lambda: layer.rows(rows, every, every.n_pairs))
+        taps, site_bias = site_taps(x.sites, out_sites, steps, entry, ground), bias
+    else:  # u piece by piece, the bias in its sums
+        u = layer.sums(rows, site_pieces(out_sites, steps, entry, ground, row_bytes))
+        taps, site_bias = Segments.identity(n_out), None
 
-    def u_of(pairs: Any, n_u: int) -> Tensor:
-        return conv(rows, weight, None, pairs, n_u, groups, transposed)
+    def respond() -> GroundState:
+        if whole:
+            values = segment_sum(u, class_taps(steps, ground.axes, n_samples), bias)
+        else:
+            values = layer.sums(rows, class_pieces(steps, ground, row_bytes))
+        axes = class_map(steps, ground.axes).axes
+        return GroundState._of(
+            values.view(n_samples, *(a.n_classes for a in axes), c_out), axes
+        )
 
-    if plan.sites is not None and plan.classes is not None:
-        u = u_of(plan.chunks[0].pairs, plan.chunks[0].n_u)
-        response = segment_sum(u, plan.classes, bias) if plan.n_classes else None
-        taps, site_bias = plan.sites, bias
-    else:
-        parts = [segment_sum(u_of(c.pairs, c.n_u), c.segments, bias) for c in plan.chunks]
-        sums = torch.cat(parts)
-        u, response = sums[:n_out], sums[n_out:]
-        taps, site_bias = Segments.identity(n_out), None  # the bias is in the sums already
-    features = conv(x.features, weight, site_bias, entry.pairs, n_out, groups, transposed, u, taps)
-    if out_sites.is_full or response is None:
-        out_ground = GroundState.zero(c_out, steps.out_shape, features.dtype, features.device)
-    else:
-        n_classes = tuple(a.n_classes for a in plan.axes)
-        values = response.view(ground.values.shape[0], *n_classes, c_out)
-        out_ground = GroundState._of(values, plan.axes)
-    return SparseTensor._of(features, out_sites, out_ground)
+    features = conv(
+        *(x.features, weight, site_bias, entry.pairs, n_out, groups, transposed, u, taps),
+        packed=layer.packed(ground),
+    )
+    if out_sites.is_full:
+        state = layer.remembered(ground, "zero", partial(layer.zero, features))
+        return SparseTensor._of(features, out_sites, state)
+    return SparseTensor._of(features, out_sites, layer.remembered(ground, "conv", respond))
+
+
+def _chosen(x: SparseTensor, layer: Layer, dense: Callable[[Tensor], Tensor]) -> SparseTensor:
+    """Sparse, saturated, or by torch's kernel, as the crossover says."""
+    choice = _crossover.choose(
+        x, layer.steps, layer.weight, layer.c_out, layer.groups, layer.transposed
+    )
+    if choice.saturate:
+        x = x._saturate()
+        if choice.torch:
+            return SparseTensor._from_full(dense(x._dense_view()), keep_none=x.ground is None)
+    return linear(x, layer)
 
 
 def run_dense(x: SparseTensor, steps: Steps, f: Callable[[Tensor], Tensor]) -> SparseTensor | None:
     """Torch's dense kernel where the crossover says so, with a saturated result; else None."""
     if not _crossover.runs_dense(x.sites.is_full, x.density, x.ground is None, steps):
         return None
-    dense = x._dense_view() if x.sites.is_full else x.to_dense()
-    return SparseTensor._from_full(f(dense), keep_none=x.ground is None)
+    return SparseTensor._from_full(f(x._saturate()._dense_view()), keep_none=x.ground is None)
 
 
 def convolution(
@@ -135,15 +192,12 @@ def convolution(
         padding,
         dilation,
     )
-    if (sites.is_full or _crossover.threshold is not None) and n_axes in _CONV:
-        out = run_dense(
-            x,
-            steps,
-            lambda t: _CONV[n_axes](t, weight, bias, stride, padding, dilation, groups),
-        )
-        if out is not None:
-            return out
-    return linear(x, weight, bias, groups, steps, c_out)
+    layer = Layer(weight, bias, groups, steps, c_out)
+    if n_axes not in _CONV:
+        return linear(x, layer)
+    return _chosen(
+        x, layer, lambda t: _CONV[n_axes](t, weight, bias, stride, padding, dilation, groups)
+    )
 
 
 def transposed_convolution(
@@ -182,12 +236,12 @@ def transposed_convolution(
         dilation,
         output_padding,
     )
-    if sites.is_full or _crossover.threshold is not None:
-        args = (stride, padding, output_padding, groups, dilation)
-        out = run_dense(x, steps, lambda t: _TRANSPOSED[n_axes](t, weight, bias, *args))
-        if out is not None:
-            return out
-    return linear(x, weight, bias, groups, steps, c_out, transposed=True)
+    args = (stride, padding, output_padding, groups, dilation)
+    return _chosen(
+        x,
+        Layer(weight, bias, groups, steps, c_out, True),
+        lambda t: _TRANSPOSED[n_axes](t, weight, bias, *args),
+    )
 
 
 # ------------------------------------------------------------------ on given sites

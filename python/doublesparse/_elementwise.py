@@ -6,14 +6,14 @@ they are. A zero ground stays symbolic where f(0) == 0, and costs nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._ground import GroundState
+from ._ground import GroundState, remembered
 from .tensor import SparseTensor
 
 Function = Callable[..., Any]
@@ -46,18 +46,37 @@ def with_values(x: SparseTensor, features: Tensor, rows: Tensor | None) -> Spars
     return SparseTensor._of(features, x.sites, ground)
 
 
-def apply(x: SparseTensor, f: Callable[[Tensor], Tensor], keeps_zero: bool = False) -> SparseTensor:
+def apply(
+    x: SparseTensor,
+    f: Callable[[Tensor], Tensor],
+    keeps_zero: bool = False,
+    key: Hashable = None,
+    held: tuple[Any, ...] = (),
+) -> SparseTensor:
     """Apply f to every site; f maps rows (n, C) to rows (n, C').
 
     Args:
         x: the argument.
         f: acts on each row by itself.
         keeps_zero: f(0) == 0.
+        key: what f is, so that a frozen ground can be remembered; None: it cannot.
+        held: tensors that f reads.
     """
-    ground = x.ground
-    if ground is None or (ground.is_zero and (keeps_zero or x.sites.is_full)):
-        return with_values(x, f(x.features).contiguous(), None)
-    return with_values(x, f(x.features).contiguous(), f(ground.rows))
+    features, ground = f(x.features).contiguous(), x.ground
+    if ground is None or x.sites.is_full:
+        return with_values(x, features, None)
+    same = features.shape[1] == x.features.shape[1] and features.dtype == x.features.dtype
+    if ground.is_zero and keeps_zero and same:
+        return SparseTensor._of(features, x.sites, ground)
+
+    def respond() -> GroundState:
+        if ground.is_zero and keeps_zero:
+            return x._zero(features, x.sites)
+        rows = f(ground.rows)
+        return GroundState._of(rows.view(*ground.values.shape[:-1], rows.shape[-1]), ground.axes)
+
+    state = respond() if key is None else remembered(ground, key, held, respond)
+    return SparseTensor._of(features, x.sites, state)
 
 
 # ------------------------------------------------------------------ elementwise
@@ -118,9 +137,11 @@ def elementwise(f: Function, name: str, keeps: Callable[..., bool] | bool) -> Fu
         if args or kwargs:
             _check_arguments(name, args, kwargs)
             keeps_zero = keeps if by_arguments is None else by_arguments(*args, **kwargs)
-            out = apply(input, lambda rows: f(rows, *args, **kwargs), bool(keeps_zero))
+            plain = not any(isinstance(v, Tensor) for v in (*args, *kwargs.values()))
+            key = (name, args, tuple(kwargs.items())) if plain else None
+            out = apply(input, lambda rows: f(rows, *args, **kwargs), bool(keeps_zero), key)
         else:
-            out = apply(input, f, by_arguments is None and bool(keeps))
+            out = apply(input, f, by_arguments is None and bool(keeps), name)
         return input._become(out) if inplace else out
 
     handler.__name__ = handler.__qualname__ = name

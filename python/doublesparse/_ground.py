@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -14,8 +15,10 @@ from torch import Tensor
 from . import _cache
 from ._autograd import gather_rows
 from ._classes import AxisClasses, flat_taps, uniform_axes
-from ._torch_compat import traced, untraced
+from ._torch_compat import from_numpy, traced, untraced
 from .sites import Sites
+
+T = TypeVar("T")
 
 _ONES = [(1,) * (1 + n) + (-1,) for n in range(5)]
 MAX_ROWS = 2**31 - 8  # class rows are numbered by int32, and tables code row g as -2 - g
@@ -36,6 +39,9 @@ class GroundState:
     values: Tensor
     axes: tuple[AxisClasses, ...]
     is_zero: bool
+
+    # What layers made of this ground, where it is frozen (see `response`). No field, not pickled.
+    memo = None
 
     if TYPE_CHECKING:  # what `values` is made of on first use: no fields
         _lazy: tuple[int, torch.dtype, torch.device | str]
@@ -103,6 +109,10 @@ class GroundState:
             self.values = torch.zeros(shape, dtype=dtype, device=device)
             return self.values
         raise AttributeError(f"GroundState has no attribute {name!r}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the memo: it knows tensors by their identity, and a copy has others."""
+        return {name: value for name, value in self.__dict__.items() if name != "memo"}
 
     @property
     def channels(self) -> int:
@@ -191,18 +201,17 @@ class GroundState:
         n_samples = self.values.shape[0]
         if n_samples != 1:
             flat = np.arange(n_samples, dtype=np.int32)[:, None] * self.n_rows + flat
-        values = gather_rows(self.rows, torch.from_numpy(np.ascontiguousarray(flat.reshape(-1))))
+        values = gather_rows(self.rows, from_numpy(np.ascontiguousarray(flat.reshape(-1))))
         return GroundState._of(
             values.view(n_samples, *(a.n_classes for a in axes), self.channels), axes
         )
 
-    def cell_rows(self, batch_size: int) -> Tensor:
-        """Class row of every cell of the grid, in grid order: int32 (batch_size * cells,)."""
-        ids = np.zeros(1, np.int32)
-        for axis in self.axes:
-            ids = (ids[:, None] * np.int32(axis.n_classes) + axis.expand()).reshape(-1)
-        sample = np.arange(batch_size, dtype=np.int32) * np.int32(self.n_rows * self.per_sample)
-        return torch.from_numpy((sample[:, None] + ids).reshape(-1))
+    def cells(self, batch_size: int) -> Tensor:
+        """The value of every cell of the grid, in grid order: (batch_size * cells, C), new."""
+        if all(axis.is_identity for axis in self.axes) and len(self.values) == batch_size:
+            return self.rows.clone()
+        cell_rows = _cell_rows if batch_size * math.prod(self.spatial_shape) <= _SMALL else _all_rows
+        return gather_rows(self.rows, cell_rows(self.axes, batch_size, self.per_sample))
 
     def same_as(self, other: GroundState) -> bool:
         """Whether both hold the same values, known without looking at gradients."""
@@ -231,6 +240,51 @@ def _count_inactive(ground: GroundState, sites: Sites) -> Tensor:
     flat = sites.class_of(ground.axes).long() + sites.batch.long() * n_rows
     active = torch.bincount(flat, minlength=batch * n_rows).view(batch, n_rows)
     return torch.from_numpy(ground.n_positions()) - active
+
+
+def _all_rows(axes: tuple[AxisClasses, ...], batch_size: int, per_sample: bool) -> Tensor:
+    """Class row of every cell of the grid, in grid order: int32 (batch_size * cells,)."""
+    ids = np.zeros(1, np.int32)
+    for axis in axes:
+        ids = (ids[:, None] * np.int32(axis.n_classes) + axis.expand()).reshape(-1)
+    n_rows = math.prod(axis.n_classes for axis in axes)
+    sample = np.arange(batch_size, dtype=np.int32) * np.int32(n_rows * per_sample)
+    return from_numpy((sample[:, None] + ids).reshape(-1))
+
+
+_SMALL = 1 << 20  # cells of a grid whose class rows are remembered
+_cell_rows = lru_cache(maxsize=32)(_all_rows)
+
+
+# ------------------------------------------------------------------ frozen
+_MEMO_SIZE = 64  # responses of one ground: layers that read it, not frames
+
+
+def remembered(ground: GroundState, key: Hashable, held: tuple[Any, ...], make: Callable[[], T]) -> T:
+    """`make()`, or what it gave the last time where the ground is frozen.
+
+    A frozen ground knows what became of it in every layer, and what becomes of that is frozen too:
+    a second pass through the network finds all of it. Only where no gradient is recorded.
+
+    Args:
+        ground: frozen or not.
+        key: the operation and its arguments that are no tensors.
+        held: parameters and other grounds that the result depends on, known by their identity.
+        make: computes the result.
+    """
+    memo: dict[Hashable, tuple[Any, Any]] | None = ground.memo
+    if memo is None or torch.is_grad_enabled() or traced(ground.values):
+        return make()
+    whole = (key, *map(id, held))
+    found = memo.get(whole)
+    if found is None:
+        value = make()
+        if value is ground or len(memo) >= _MEMO_SIZE:
+            return value
+        if isinstance(value, GroundState) and value.memo is None:
+            value.memo = {}
+        found = memo.setdefault(whole, (value, held))  # held: so that no other object gets that id
+    return cast("T", found[0])
 
 
 # ------------------------------------------------------------------ from what the user gives

@@ -63,6 +63,7 @@ SCHEMAS = {
     "output_coords": "(Tensor coords, SymInt[] in_shape, SymInt[] out_shape, "
     f"{_WALK}, bool transposed) -> Tensor",
     "ground_taps": "(Tensor table, SymInt n_class_rows) -> (Tensor, Tensor, Tensor, Tensor)",
+    "every_tap": "(Tensor table, SymInt n_class_rows) -> (Tensor, Tensor)",
     "invert_rows": "(Tensor rows, SymInt n) -> (Tensor, Tensor)",
 }
 """Every operator; arguments are named as in `ops` and `_autograd`."""
@@ -132,6 +133,7 @@ _IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
     "build_pairs": _build_pairs,
     "output_coords": ops.output_coords,
     "ground_taps": ops.ground_taps,
+    "every_tap": ops.every_tap,
     "invert_rows": ops.invert_rows,
 }
 
@@ -217,6 +219,10 @@ _SHAPES: dict[str, Callable[..., Any]] = {
     "build_pairs": _build_pairs_shape,
     "output_coords": lambda coords, *geometry: _int32(coords, _new_size(), coords.shape[1]),
     "ground_taps": _ground_taps_shape,
+    "every_tap": lambda table, n: (
+        _int64(table, table.shape[0] + 1),
+        _int32(table, _new_size()),
+    ),
     "invert_rows": lambda rows, n: (_int64(rows, n + 1), _int64(rows, _new_size())),
 }
 

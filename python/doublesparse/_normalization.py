@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._elementwise import refuse
+from ._autograd import wanted
+from ._elementwise import apply, refuse
 from ._statistics import normalize, population
 from .tensor import SparseTensor
 
@@ -104,6 +105,14 @@ def batch_norm(
                 "batch_norm: running_mean and running_var must be tensors in evaluation, got None;"
                 " pass training=True to use the batch's statistics"
             )
+        ground = None if x.ground is None or x.ground.is_zero else x.ground.values
+        if not wanted(x.features, weight, bias, ground):
+            held = (running_mean, running_var, weight, bias)
+
+            def f(rows: Tensor) -> Tensor:
+                return F.batch_norm(rows, *held, False, 0.0, eps)
+
+            return apply(x, f, key=("batch_norm", eps), held=held)
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
         given = running_mean.to(wide)[None], running_var.to(wide)[None]
         return normalize(x, weight, bias, eps, population(x), given)[0]

@@ -13,7 +13,7 @@ from ._autograd_windows import window_max, window_sum
 from ._classes import ABSENT, AxisClasses
 from ._convolution import run_dense
 from ._geometry import Steps, per_axis, resolve
-from ._ground import GroundState
+from ._ground import GroundState, remembered
 from ._parameters import check_axes, check_dtype
 from ._rulebook import find
 from ._torch_compat import untraced
@@ -107,7 +107,13 @@ def max_pool(
             features.shape[1], steps.out_shape, features.dtype, features.device
         )
     else:
-        state = _as_ground(window_max(rows, None, plan.classes), plan.axes, ground.values.shape[0])
+        classes = plan.classes
+        state = remembered(
+            ground,
+            ("max_pool", steps),
+            (),
+            lambda: _as_ground(window_max(rows, None, classes), plan.axes, ground.values.shape[0]),
+        )
     return SparseTensor._of(features, out_sites, state)
 
 
@@ -189,11 +195,16 @@ def avg_pool(
             features.shape[1], steps.out_shape, features.dtype, features.device
         )
     else:
-        state = _as_ground(window_sum(rows, None, plan.classes), plan.axes, ground.values.shape[0])
-        by_class = class_divisor
+        classes, by_class = plan.classes, class_divisor
         if isinstance(by_class, Tensor):
             by_class = by_class.view(1, *(a.n_classes for a in plan.axes), 1)
-        state = state.map(lambda v: v / by_class)
+
+        def respond() -> GroundState:
+            total = _as_ground(window_sum(rows, None, classes), plan.axes, ground.values.shape[0])
+            return total.map(lambda v: v / by_class)
+
+        key = ("avg_pool", steps, bool(count_include_pad), divisor_override)
+        state = remembered(ground, key, (), respond)
     return SparseTensor._of(features, out_sites, state)
 
 

@@ -105,6 +105,10 @@ def untraced(f: _F) -> _F:
     return cast("_F", call)
 
 
+from_numpy = untraced(torch.from_numpy)
+"""In a fake mode torch.from_numpy would forget the numbers."""
+
+
 def operator_tags() -> tuple[torch.Tag, ...]:
     """Tags of our operators: traceable, and their operands' strides stay what they are in eager."""
     exact = getattr(torch.Tag, "needs_exact_strides", torch.Tag.needs_fixed_stride_order)

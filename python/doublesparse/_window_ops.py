@@ -106,6 +106,35 @@ def ground_taps(table: Tensor, n_class_rows: int) -> tuple[Tensor, Tensor, Tenso
     return start, u_rows, class_rows, u_offset_start
 
 
+def every_tap(table: Tensor, n_class_rows: int) -> tuple[Tensor, Tensor]:
+    """The ground reads of a window table, as CSR into all (offset, class row) products.
+
+    Args:
+        table: int32 (n_out, n_offsets).
+        n_class_rows: every entry must be at least ``-1 - n_class_rows``.
+
+    Returns:
+        ``start`` int64 (n_out + 1,) and ``u_rows`` int32 (n_taps,): row ``k * n_class_rows + g``
+        where offset k reads class row g, offsets ascending.
+
+    Raises:
+        ValueError: an entry is out of range, or the products do not fit int32.
+    """
+    if traced(table):
+        return torch.ops.doublesparse.every_tap(table, n_class_rows)
+    _require_size("every_tap", "n_class_rows", n_class_rows)
+    try:
+        n_out, _ = table.shape
+    except _NO_SHAPE:
+        _refuse("every_tap", table=(table, 2))
+        raise
+    start, threads = torch.empty(n_out + 1, dtype=torch.int64), torch.get_num_threads()
+    n_taps = _C.plan_every_tap(table, n_class_rows, start, threads)
+    u_rows = torch.empty(n_taps, dtype=torch.int32)
+    _C.fill_every_tap(table, n_class_rows, start, u_rows, threads)
+    return start, u_rows
+
+
 def invert_rows(rows: Tensor, n: int) -> tuple[Tensor, Tensor]:
     """Where each value of [0, n) occurs in ``rows``, as CSR; negative rows are skipped.
 

@@ -6,6 +6,7 @@ Everything here depends on geometry alone and is remembered by the sites.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from . import _cache, ops
 from ._autograd import Segments
 from ._autograd_windows import Table
-from ._classes import Array, AxisClasses, flat_taps, uniform_axes
+from ._classes import Array, AxisClasses, flat_taps
 from ._geometry import Steps
 from ._ground import MAX_ROWS, GroundState
 from ._rulebook import Entry
@@ -107,110 +108,179 @@ def site_windows(entry: Entry, out_sites: Sites, cmap: ClassMap | None, n_sample
 
 
 # ------------------------------------------------------------------ for linear layers
+@lru_cache(maxsize=64)
+@untraced
+def _every_tap(n_rows: int, n_offsets: int) -> ops.Pairs:
+    """Every class row at every offset: row g at offset k goes to row k * n_rows + g of u."""
+    rows = torch.arange(n_rows, dtype=torch.int32).repeat(n_offsets)
+    start = torch.arange(n_offsets + 1) * n_rows
+    return ops.Pairs(rows, torch.arange(n_rows * n_offsets, dtype=torch.int32), start)
+
+
+def every_tap(n_rows: int, n_offsets: int) -> ops.Pairs:
+    """What the whole table u = W_k G is computed from; small ones are remembered."""
+    small = n_rows * n_offsets <= _SMALL
+    return (_every_tap if small else _every_tap.__wrapped__)(n_rows, n_offsets)
+
+
+@untraced
+def _whole_taps(table: Tensor, n_rows: int) -> Segments:
+    """Rows of the whole table u that the windows add: a tap of class row g at offset k, its row."""
+    start, u_rows = ops.every_tap(table, n_rows)
+    return Segments(u_rows, start, n_rows * table.shape[1])
+
+
+def _as_ground_taps(windows: Tensor) -> Tensor:
+    """Class rows, or -1, coded as in `Table`."""
+    return torch.where(windows >= 0, -2 - windows, windows)
+
+
 class Chunk(NamedTuple):
     """A piece of the windows of a linear layer.
 
     The table u = W_k G for the (offset, class) pairs that occur in it, and its sums.
     """
 
-    pairs: ops.Pairs  # class rows to rows of u
+    used: Tensor  # class rows of the ground, ascending
+    pairs: ops.Pairs  # these to rows of u
     n_u: int
     segments: Segments  # rows of u that each window adds
 
 
-class LinearPlan(NamedTuple):
-    """What a linear layer adds for inactive sites.
-
-    One chunk of all windows where the table u is small: `sites` and `classes` are then its two
-    halves. Else several chunks, whose windows (sites first, then classes) come one after the other.
-    """
-
-    axes: Axes
-    n_classes: int  # output class rows, all samples
-    chunks: list[Chunk]
-    sites: Segments | None
-    classes: Segments | None
+def fits_whole(steps: Steps, ground: GroundState, row_bytes: int) -> bool:
+    """Whether u = W_k G for every offset and class row is small enough to be held at once."""
+    n_u = ground.n_rows * ground.values.shape[0] * steps.n_offsets
+    return n_u <= max(1, U_BYTES // max(row_bytes, 1))
 
 
-def linear_plan(
-    sites: Sites, out_sites: Sites, steps: Steps, entry: Entry, ground: GroundState, row_bytes: int
-) -> LinearPlan:
-    """The windows of a convolution over a ground that is not zero; remembered.
+def site_taps(
+    sites: Sites, out_sites: Sites, steps: Steps, entry: Entry, ground: GroundState
+) -> Segments:
+    """Rows of the whole table u that each output site adds; remembered."""
+    n_samples = ground.values.shape[0]
+    key = ("taps", steps, ground.axes, n_samples)
+    found = _cache.get(sites, key)
+    if found is None:
+        table = site_windows(entry, out_sites, class_map(steps, ground.axes), n_samples)
+        found = _whole_taps(table, ground.n_rows * n_samples)
+        found = _cache.put(sites, key, found, 2 * found.n_bytes)
+    return found
+
+
+@lru_cache(maxsize=256)
+@untraced
+def _known_taps(steps: Steps, axes: Axes, n_samples: int) -> Segments:
+    cmap = class_map(steps, axes)
+    windows = class_windows(cmap, n_samples, 0, cmap.n_out * n_samples)
+    return _whole_taps(_as_ground_taps(windows), cmap.rows_in * n_samples)
+
+
+def class_taps(steps: Steps, axes: Axes, n_samples: int) -> Segments:
+    """Rows of the whole table u that each class of the output adds; small ones are remembered."""
+    n_taps = steps.n_offsets * n_samples * math.prod(a.n_classes for a in axes)
+    return (_known_taps if n_taps <= _SMALL else _known_taps.__wrapped__)(steps, axes, n_samples)
+
+
+def pieces(
+    table: Callable[[int, int], Tensor], total: int, n_rows: int, n_offsets: int, row_bytes: int
+) -> Iterator[Chunk]:
+    """Windows over a ground with many classes, piece by piece.
+
+    Only the (offset, class) pairs that occur in a piece are in its table u.
 
     Args:
-        sites: of the input.
-        out_sites: of the output.
-        steps: the geometry.
-        entry: its pairs.
-        ground: of the input.
+        table: windows first .. last, coded as in `Table`.
+        total: number of windows.
+        n_rows: class rows.
+        n_offsets: kernel volume.
         row_bytes: bytes of one output row.
     """
-    n_samples = ground.values.shape[0]
-    n_u = max(1, U_BYTES // max(row_bytes, 1))
-    whole = ground.n_rows * n_samples * steps.n_offsets <= n_u
-    # a window adds at most n_offsets rows to u; a power of two, so that layers of other widths find
-    # the same plan
-    step = 0 if whole else 1 << (max(1, n_u // steps.n_offsets).bit_length() - 1)
-    key = ("linear", steps, ground.axes, n_samples, step)
-    plan = _cache.get(sites, key)
-    if plan is None:
-        plan = _build_linear(out_sites, steps, entry, ground, n_samples, step)
-        held = sum(c.segments.n_bytes + 8 * c.n_u for c in plan.chunks)
-        plan = _cache.put(sites, key, plan, 2 * held)
-    return plan
+    step = max(1, U_BYTES // (row_bytes * n_offsets))  # a window adds n_offsets rows to u at most
+    for first in range(0, max(total, 1), step):
+        yield _piece(table, first, min(total, first + step), n_rows)
 
 
 @untraced
-def _build_linear(
-    out_sites: Sites, steps: Steps, entry: Entry, ground: GroundState, n_samples: int, step: int
-) -> LinearPlan:
-    cmap = class_map(steps, ground.axes)
-    table = site_windows(entry, out_sites, cmap, n_samples)
-    n_sites, n_rows = len(table), ground.n_rows * n_samples
-    n_classes = 0 if out_sites.is_full else cmap.n_out * n_samples  # no inactive site: no ground
-    if n_classes > MAX_ROWS:
+def _piece(table: Callable[[int, int], Tensor], first: int, last: int, n_rows: int) -> Chunk:
+    part, used = _renumbered(table(first, last), n_rows)
+    start, u_rows, class_rows, u_start = ops.ground_taps(part, len(used))
+    n_u = len(class_rows)
+    pairs = ops.Pairs(class_rows, torch.arange(n_u, dtype=torch.int32), u_start)
+    return Chunk(used, pairs, n_u, Segments(u_rows, start, n_u))
+
+
+def _renumbered(table: Tensor, n_rows: int) -> tuple[Tensor, Tensor]:
+    """A table over the class rows that occur in it, and which those are: int32, ascending."""
+    inactive = table <= -2
+    rows = -2 - table[inactive]
+    occurs = torch.zeros(n_rows, dtype=torch.bool)
+    occurs[rows] = True
+    number = torch.cumsum(occurs, 0, dtype=torch.int32) - 1
+    renumbered = table.clone()
+    renumbered[inactive] = -2 - number[rows]
+    return renumbered, occurs.nonzero().view(-1).to(torch.int32)
+
+
+def site_pieces(
+    out_sites: Sites, steps: Steps, entry: Entry, ground: GroundState, row_bytes: int
+) -> Iterator[Chunk]:
+    """The windows of the output sites, in pieces."""
+    n_samples = ground.values.shape[0]
+    table = site_windows(entry, out_sites, class_map(steps, ground.axes), n_samples)
+    n_rows = ground.n_rows * n_samples
+    return pieces(lambda i, j: table[i:j], len(table), n_rows, steps.n_offsets, row_bytes)
+
+
+def class_pieces(steps: Steps, ground: GroundState, row_bytes: int) -> Iterator[Chunk]:
+    """The windows of the output's classes, in pieces."""
+    cmap, n_samples = class_map(steps, ground.axes), ground.values.shape[0]
+    total = cmap.n_out * n_samples
+    if total > MAX_ROWS:
         raise ValueError(
-            f"ground state: the classes must number below 2^31, got {n_classes}; "
+            f"ground state: the classes must number below 2^31, got {total}; "
             "use a smaller background"
         )
-    chunks = []
-    total = n_sites + n_classes
-    for first in range(0, max(total, 1), step) if step else [0]:
-        last = min(total, first + step) if step else total
-        parts = [table[first : min(last, n_sites)]] if first < n_sites or last <= n_sites else []
-        if last > n_sites:
-            windows = class_windows(cmap, n_samples, max(first - n_sites, 0), last - n_sites)
-            parts.append(torch.where(windows >= 0, -2 - windows, windows))
-        start, u_rows, class_rows, u_start = ops.ground_taps(torch.cat(parts), n_rows)
-        n_u = len(class_rows)
-        pairs = ops.Pairs(class_rows, torch.arange(n_u, dtype=torch.int32), u_start)
-        chunks.append(Chunk(pairs, n_u, Segments(u_rows, start, n_u)))
-    if step:
-        return LinearPlan(cmap.axes, n_classes, chunks, None, None)
-    (chunk,) = chunks
-    cut = int(start[n_sites])
-    # copies: a program that is exported keeps whole tensors, not views of one that it never reads
-    return LinearPlan(
-        cmap.axes,
-        n_classes,
-        chunks,
-        Segments(u_rows[:cut].clone(), start[: n_sites + 1].clone(), chunk.n_u),
-        Segments(u_rows[cut:].clone(), start[n_sites:] - cut, chunk.n_u),
-    )
+
+    def table(first: int, last: int) -> Tensor:
+        return _as_ground_taps(class_windows(cmap, n_samples, first, last))
+
+    return pieces(table, total, ground.n_rows * n_samples, steps.n_offsets, row_bytes)
 
 
 # ------------------------------------------------------------------ for pools
-class PoolPlan(NamedTuple):
+class PoolPlan:
     """The windows of a pool.
 
-    `sites` codes class rows as -2 - g; `classes` is over the ground's rows alone, so it holds them
-    as they are.
+    Attributes:
+        sites: codes class rows as -2 - g.
+        cmap: how the output's classes follow; None where inactive sites do not exist.
+        n_samples: of the ground.
     """
 
-    sites: Table
-    classes: Table | None
-    axes: Axes
-    covered: bool  # every output position reads at least one position of the grid
+    __slots__ = ("_classes", "cmap", "n_samples", "sites")
+
+    def __init__(self, sites: Table, cmap: ClassMap | None, n_samples: int) -> None:
+        self.sites, self.cmap, self.n_samples = sites, cmap, n_samples
+        self._classes: Table | None = None
+
+    @property
+    def axes(self) -> Axes:
+        """Class maps of the output."""
+        return () if self.cmap is None else self.cmap.axes
+
+    @property
+    def covered(self) -> bool:
+        """Whether every output position reads at least one position of the grid."""
+        return self.cmap is None or all(bool((r >= 0).any(1).all()) for r in self.cmap.reads)
+
+    @property
+    def classes(self) -> Table:
+        """The windows of the output's classes, over the ground's rows alone: rows as they are."""
+        if self._classes is None:
+            assert self.cmap is not None
+            n_rows = self.cmap.n_out * self.n_samples
+            self._classes = Table(class_windows(self.cmap, self.n_samples, 0, n_rows))
+        return self._classes
 
 
 def pool_plan(
@@ -222,21 +292,11 @@ def pool_plan(
     key = ("pool", steps, axes, n_samples)
     plan = _cache.get(sites, key)
     if plan is None:
-        plan = _build_pool(out_sites, steps, entry, axes, n_samples)
-        held = plan.sites.n_bytes + (0 if plan.classes is None else plan.classes.n_bytes)
+        cmap = None if axes is None else class_map(steps, axes)
+        table = Table(site_windows(entry, out_sites, cmap, n_samples))
+        plan = PoolPlan(table, cmap, n_samples)
+        held = table.n_bytes
+        if cmap is not None:
+            held += 12 * cmap.n_out * n_samples * steps.n_offsets
         plan = _cache.put(sites, key, plan, held)
     return plan
-
-
-@untraced
-def _build_pool(
-    out_sites: Sites, steps: Steps, entry: Entry, axes: Axes | None, n_samples: int
-) -> PoolPlan:
-    if axes is None:
-        table = Table(site_windows(entry, out_sites, None, 1))
-        return PoolPlan(table, None, uniform_axes(steps.out_shape), True)
-    cmap = class_map(steps, axes)
-    table = Table(site_windows(entry, out_sites, cmap, n_samples))
-    windows = class_windows(cmap, n_samples, 0, cmap.n_out * n_samples)
-    covered = bool((windows >= 0).any(1).all())
-    return PoolPlan(table, Table(windows), cmap.axes, covered)

@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from . import _C
+from ._scratch import scratch
 from ._torch_compat import traced
+from ._window_ops import every_tap as every_tap
 from ._window_ops import ground_taps as ground_taps
 from ._window_ops import invert_rows as invert_rows
 from ._window_ops import segment_sum as segment_sum
@@ -98,7 +100,7 @@ def build_pairs(
         query_coords, target_coords, target_shape, kernel, stride, padding, dilation, symmetric
     )
     threads = torch.get_num_threads()
-    workspace = torch.empty(plan.workspace(), dtype=torch.int64)
+    workspace = scratch(plan.workspace(), torch.int64)
     offset_start = torch.empty(math.prod(kernel) + 1, dtype=torch.int64)
     n_pairs = plan.count(workspace, offset_start, threads)
     query_rows = torch.empty(n_pairs, dtype=torch.int32)
@@ -143,11 +145,28 @@ def output_coords(
         walk = (kernel[a], stride[a], padding[a], dilation[a], transposed)
         axis = (shape[a], out_shape[a], math.prod(shape[a + 1 :]), *walk)
         fan_out = _C.axis_fan_out(kernel[a], stride[a], dilation[a], transposed)
-        workspace = torch.empty(_C.axis_workspace(len(keys), kernel[a]), dtype=torch.int64)
+        workspace = scratch(_C.axis_workspace(len(keys), kernel[a]), torch.int64)
         out = torch.empty(len(keys) * fan_out, dtype=torch.int64)
         keys = out[: _C.dilate_axis(keys, *axis, workspace, out)]
         shape[a] = out_shape[a]
     return coords_of_keys(keys, tuple(shape))
+
+
+def pack_weight(weight: Tensor, groups: int = 1, transposed: bool = False) -> Tensor:
+    """A weight in the order that ``conv`` reads it, to be kept where it does not change: 1-D.
+
+    Args:
+        weight: as of ``conv``.
+        groups: as of ``conv``.
+        transposed: as of ``conv``.
+    """
+    c_in, c_out = weight.shape[1] * groups, weight.shape[0]
+    if transposed:
+        c_in, c_out = c_out, c_in
+    size = _C.conv_workspace(weight.dtype == torch.float64, c_in, c_out, weight.shape[2], groups)
+    packed = weight.new_empty(size)
+    _C.conv_pack(weight, c_in, c_out, groups, transposed, packed, torch.get_num_threads())
+    return packed
 
 
 def conv(
@@ -161,6 +180,7 @@ def conv(
     u_start: Tensor | None = None,
     u_rows: Tensor | None = None,
     transposed: bool = False,
+    packed: Tensor | None = None,
 ) -> Tensor:
     """``y[dst] = bias + sum of the row's u + sum over pairs of x[src] . W_k``: (n_dst, c_out).
 
@@ -168,7 +188,8 @@ def conv(
         x: (n_src, c_in).
         weight: (c_out, c_in / groups, n_offsets); where ``transposed`` (c_in, c_out / groups,
             n_offsets), which makes the same call an input gradient (with ``pairs.reversed()``) or a
-            transposed convolution in torch's layout.
+            transposed convolution in torch's layout. Its last two dimensions may be swapped in
+            memory (channels-last).
         pairs: joins rows of x to rows of y.
         n_dst: rows of the result.
         bias: (c_out,) or None.
@@ -177,6 +198,8 @@ def conv(
         u_start: int64 (n_dst + 1,).
         u_rows: int32.
         transposed: see ``weight``.
+        packed: ``pack_weight`` of the weight, of which then only the shape is read; a traced
+            graph reads the weight.
     """
     if traced(x):
         lists = (pairs.src_rows, pairs.dst_rows, pairs.offset_start)
@@ -187,9 +210,12 @@ def conv(
             return torch.ops.doublesparse.conv(x, weight, *lists, *sums)
     c_out = weight.shape[1] * groups if transposed else weight.shape[0]
     y = x.new_empty(n_dst, c_out)
-    size = _C.conv_workspace(x.dtype == torch.float64, x.shape[1], c_out, pairs.n_offsets, groups)
-    workspace = x.new_empty(size)
     threads = torch.get_num_threads()
+    if packed is not None:
+        _C.conv(x, None, bias, u, u_start, u_rows, pairs, groups, transposed, packed, y, threads)
+        return y
+    size = _C.conv_workspace(x.dtype == torch.float64, x.shape[1], c_out, pairs.n_offsets, groups)
+    workspace = scratch(size, x.dtype)
     _C.conv(x, weight, bias, u, u_start, u_rows, pairs, groups, transposed, workspace, y, threads)
     return y
 
@@ -213,5 +239,6 @@ def conv_weight_grad(x: Tensor, dy: Tensor, pairs: Pairs, groups: int = 1) -> Te
     dw = x.new_empty(c_out, c_in // groups, pairs.n_offsets)
     double = x.dtype == torch.float64
     size = _C.conv_weight_grad_workspace(double, c_in, c_out, pairs, dy.shape[0], groups)
-    _C.conv_weight_grad(x, dy, pairs, groups, x.new_empty(size), dw, torch.get_num_threads())
+    workspace = scratch(size, x.dtype)
+    _C.conv_weight_grad(x, dy, pairs, groups, workspace, dw, torch.get_num_threads())
     return dw

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
+from functools import lru_cache
 from itertools import count
 from typing import Any
 
@@ -89,8 +90,8 @@ class Sites:
     def full(
         batch_size: int, spatial_shape: Sequence[int], device: torch.device | str = "cpu"
     ) -> Sites:
-        """All cells active."""
-        return Sites(None, tuple(spatial_shape), batch_size, torch.device(device))
+        """All cells active; the same object for the same grid, so that its rulebooks are found."""
+        return _full_sites(tuple(spatial_shape), batch_size, torch.device(device))
 
     @staticmethod
     def from_coords(
@@ -233,6 +234,11 @@ class Sites:
     def __repr__(self) -> str:
         """Number of sites and the grid."""
         return f"Sites(sites={self.n_sites}, batch={self.batch_size}, spatial={self.spatial_shape})"
+
+
+@lru_cache(maxsize=64)
+def _full_sites(spatial_shape: tuple[int, ...], batch_size: int, device: torch.device) -> Sites:
+    return Sites(None, spatial_shape, batch_size, device)
 
 
 # ------------------------------------------------------------------ what sites make on first use

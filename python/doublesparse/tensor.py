@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._autograd import gather_rows, merge_repeats
+from ._autograd import merge_repeats
 from ._checks import check_duplicates, check_features, check_shape, repeated
-from ._ground import GroundState, differs, make_ground
+from ._ground import GroundState, differs, make_ground, remembered
 from ._torch_compat import function_name
 from .sites import Sites
 
@@ -158,7 +159,7 @@ class SparseTensor:
     ) -> SparseTensor:
         """A saturated tensor; free where `dense` is stored channels-last."""
         shape = tuple(dense.shape[2:])
-        features = dense.movedim(1, -1).reshape(-1, dense.shape[1])
+        features = dense.movedim(1, -1).reshape(-1, dense.shape[1]).contiguous()
         if sites is None:
             sites = Sites.full(dense.shape[0], shape, dense.device)
         return cls._of(features, sites, None if keep_none else cls._zero(features, sites))
@@ -171,17 +172,21 @@ class SparseTensor:
 
     def to_dense(self) -> Tensor:
         """(B, C, *spatial), inactive sites filled with the ground (0 where it is None)."""
-        if self.sites.is_full:
-            return self._dense_view().contiguous()
+        return self._saturate()._dense_view().contiguous()
+
+    def _saturate(self) -> SparseTensor:
+        """All sites active; those that were not hold the ground (0 where it is None)."""
         sites, features, ground = self.sites, self.features, self.ground
-        channels = features.shape[1]
+        if sites.is_full:
+            return self
         if ground is None or ground.is_zero:
-            image = features.new_zeros(sites.n_cells, channels)
+            image = features.new_zeros(sites.n_cells, features.shape[1])
         else:
-            image = gather_rows(ground.rows, ground.cell_rows(sites.batch_size))
+            image = ground.cells(sites.batch_size)
         image = image.index_copy_(0, sites.keys, features)  # `image` is new here
-        image = image.view(sites.batch_size, *sites.spatial_shape, channels)
-        return image.movedim(-1, 1).contiguous()
+        full = Sites.full(sites.batch_size, sites.spatial_shape, sites.device)
+        zero = partial(self._zero, features, full)
+        return self._of(image, full, ground and remembered(ground, "saturated", (), zero))
 
     def replace(self, features: Tensor | None = None, ground: Any = _KEEP) -> SparseTensor:
         """Other features or another ground at the same sites.
