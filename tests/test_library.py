@@ -42,6 +42,8 @@ def gradient_samples(rng, dtype):
         yield "segment_sum_sq_grads", dict(dy=dy, values=values, start=start, mean=mean)
         yield "column_sum", dict(rows=values)
         yield "gather_rows", dict(values=dy, rows=rows)
+        places = torch.from_numpy(np.sort(rng.choice(n_rows + 5, n_rows, replace=False)))
+        yield "scatter_rows", dict(rows=values, place=places, n_out=n_rows + 5)
         yield "gather_rows_grad", dict(dy=values, rows=rows, n_values=n_out)
         for which in size:
             yield "window_max_rows_grad", dict(dy=dy, arg=arg, table=table, **which)
@@ -169,6 +171,13 @@ def gradient_cases(rng):
         lambda v: OP.gather_rows(v, segments.rows),
         (f64(7, 3),),
         lambda v: _autograd.gather_rows(v, segments.rows),
+    )
+    place = torch.tensor([0, 2, 3, 4, 7, 8, 10])
+    yield (
+        "scatter_rows",
+        lambda v: OP.scatter_rows(v, place, 11),
+        (f64(7, 3),),
+        lambda v: _autograd.scatter_rows(v, place, 11),
     )
     yield "column_sum", OP.column_sum, (f64(7, 3),), lambda v: v.sum(0)
     table = Table(random_table(rng, 9, 4, 7, 3)[1:])

@@ -1,6 +1,7 @@
 #include "bind/bindings.h"
 #include "bind/tensor_arg.h"
 #include "cpu/rows/rows.h"
+#include "cpu/rows/scatter_rows.h"
 
 namespace ds {
 namespace {
@@ -65,10 +66,34 @@ void segment_sum_sq_checked(const Arg& values, const Arg& start, const Arg& mean
                  n_threads);
 }
 
+void scatter_rows_checked(const Arg& rows, const Arg& place, const Arg& out, int n_threads) {
+  const Check check{"scatter_rows"};
+  const DType dtype = check.floating("rows", rows.view);
+  check.tensor("rows", rows.view, dtype, {-1, -1});
+  const int64_t n_rows = rows.view.shape[0];
+  check.tensor("place", place.view, DType::kInt64, {n_rows});
+  check.tensor("out", out.view, dtype, {-1, rows.view.shape[1]});
+  check.apart({{"out", out.view}}, {{"rows", rows.view}, {"place", place.view}});
+  const int64_t n_out = out.view.shape[0];
+  const int64_t* p = place.view.as<int64_t>();
+  bool good = true;
+  {
+    const py::gil_scoped_release release;
+    for (int64_t i = 0; i < n_rows; ++i) good &= p[i] < n_out && p[i] > (i ? p[i - 1] : -1);
+    const int64_t bytes = rows.view.shape[1] * (dtype == DType::kFloat64 ? 8 : 4);
+    if (good)
+      scatter_rows({rows.view.as<char>(), p, n_rows, n_out, bytes, out.view.as<char>()}, n_threads);
+  }
+  if (!good)
+    throw py::value_error("scatter_rows: place must ascend strictly within [0, " +
+                          std::to_string(n_out) + ")");
+}
+
 }  // namespace
 
 void bind_rows(py::module_& m) {
   m.def("segment_workspace", &workspace_of);
+  m.def("scatter_rows", &scatter_rows_checked);
   m.def("segment_sum", &segment_sum_checked);
   m.def("segment_sum_sq", &segment_sum_sq_checked);
 }

@@ -23,7 +23,7 @@ from ._torch_compat import fast_apply, outside_transforms, traced
 Grads = tuple[Tensor | None, ...]
 
 
-def wanted(*tensors: Tensor | None) -> bool:
+def wanted(*tensors: Any) -> bool:
     """Whether a gradient of any of these is, and no traced operator brings its own."""
     return (
         torch.is_grad_enabled()
@@ -222,11 +222,34 @@ def gather_rows(values: Tensor, rows: Tensor) -> Tensor:
         values: (n, C).
         rows: int32 (m,), in [0, n).
     """
-    if values.dtype in (torch.float32, torch.float64) and wanted(values):
-        return _apply_gather(values, rows)
-    if traced(values):
-        return torch.ops.doublesparse.gather_rows(values, rows)
+    if values.dtype in (torch.float32, torch.float64):
+        if wanted(values):
+            return _apply_gather(values, rows)
+        if traced(values):
+            return torch.ops.doublesparse.gather_rows(values, rows)
     return values.index_select(0, rows)
+
+
+class _ScatterRows(Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, place: Tensor, n: int) -> Tensor:
+        ctx.place = place
+        return ops.scatter_rows(rows, place, n)
+
+    @staticmethod
+    @once
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        return dy.index_select(0, ctx.place), None, None
+
+
+_apply_scatter = fast_apply(_ScatterRows)
+
+
+def scatter_rows(rows: Tensor, place: Tensor, n: int) -> Tensor:
+    """Rows at their places, strictly ascending, and zero elsewhere: (n, C)."""
+    if rows.dtype not in (torch.float32, torch.float64):
+        return rows.new_zeros(n, rows.shape[1]).index_copy_(0, place, rows)
+    return _apply_scatter(rows, place, n) if wanted(rows) else ops.scatter_rows(rows, place, n)
 
 
 def merge_repeats(features: Tensor, order: Tensor, start: Tensor, how: str) -> Tensor:
@@ -237,7 +260,9 @@ def merge_repeats(features: Tensor, order: Tensor, start: Tensor, how: str) -> T
         segment = torch.repeat_interleave(start[1:] - start[:-1])[:, None].expand(
             -1, features.shape[1]
         )
-        out = features.new_zeros(len(start) - 1, features.shape[1])
+        # Not zeros: torch gives a start that equals the maximum a share of the gradient, with
+        # include_self=False too.
+        out = features.new_full((len(start) - 1, features.shape[1]), -torch.inf)
         return out.scatter_reduce(0, segment, features[order], "amax", include_self=False)
     segments = Segments(order.to(torch.int32), start, features.shape[0])
     wide = features if features.dtype == torch.float64 else features.float()
@@ -249,7 +274,7 @@ def merge_repeats(features: Tensor, order: Tensor, start: Tensor, how: str) -> T
 
 # ------------------------------------------------------------------ convolution
 def kernel_weight(weight: Tensor) -> Tensor:
-    """(d0, d1, n_offsets) of torch's weight (d0, d1, *kernel): a view, also of a channels-last one."""
+    """(d0, d1, n_offsets) of torch's weight (d0, d1, *kernel): a view, channels-last or not."""
     flat = weight.flatten(2)
     if flat.is_contiguous() or flat.stride()[1:] == (1, flat.shape[1]):
         return flat

@@ -116,8 +116,12 @@ def _with_ground(
     row_bytes = c_out * rows.element_size()
     whole = fits_whole(steps, ground, row_bytes)
     if whole:
-        every = every_tap(len(rows), steps.n_offsets)
-        u = layer.remembered(ground, "u", lambda: layer.rows(rows, every, every.n_pairs))
+        n_rows, n_offsets = len(rows), steps.n_offsets
+        u = layer.remembered(
+            ground,
+            "u",
+            lambda: layer.rows(rows, every_tap(n_rows, n_offsets), n_rows * n_offsets),
+        )
         taps, site_bias = site_taps(x.sites, out_sites, steps, entry, ground), bias
     else:  # u piece by piece, the bias in its sums
         u = layer.sums(rows, site_pieces(out_sites, steps, entry, ground, row_bytes))

@@ -23,9 +23,9 @@ def set_crossover(crossover: str | float | None) -> None:
     A layer that runs dense returns a saturated tensor: all sites active, dense storage.
 
     Args:
-        crossover: "auto" (default): where a shipped cost model says that it is faster. A number: where the
-            share of active sites is at least that. None: nowhere; every layer runs on this
-            package's kernels, which give the same bits for any number of threads.
+        crossover: "auto" (default): where a shipped cost model says that it is faster. A number:
+            where the share of active sites is at least that. None: nowhere; every layer runs on
+            this package's kernels, which give the same bits for any number of threads.
 
     Raises:
         ValueError: another word, or a number outside [0, 1].

@@ -1,4 +1,4 @@
-"""Grounds computed once for inference: `freeze_ground`, `thaw`, and `Incremental` on top of them."""
+"""Grounds computed once for inference: `freeze_ground`, `thaw`, `Incremental`."""
 
 from __future__ import annotations
 
@@ -206,7 +206,8 @@ def freeze_ground(model: M, spatial_shape: Sequence[int], ground: Any = 0.0) -> 
             "freeze_ground: model must have a convolution that tells its input channels, got none; "
             "pass ground=torch.zeros(channels)"
         )
-    channels = int(first.in_channels) if channels is None else channels  # type: ignore[union-attr]
+    if channels is None:
+        channels = int(first.in_channels)  # type: ignore[union-attr, arg-type]
     like = next(model.parameters(), torch.empty(0))
     state = make_ground(ground, channels, 1, shape, like.dtype, like.device, "freeze_ground")
     if state is None:

@@ -40,12 +40,13 @@ class GroundState:
     axes: tuple[AxisClasses, ...]
     is_zero: bool
 
-    # What layers made of this ground, where it is frozen (see `response`). No field, not pickled.
-    memo = None
-
-    if TYPE_CHECKING:  # what `values` is made of on first use: no fields
+    if TYPE_CHECKING:  # no fields
+        memo: dict[Hashable, tuple[Any, Any]] | None
+        # what `values` is made of on first use
         _lazy: tuple[int, torch.dtype, torch.device | str]
         _row: Tensor
+    else:
+        memo = None  # what layers made of this ground, where it is frozen: see `remembered`
 
     def __init__(self, values: Tensor, axes: Sequence[AxisClasses]) -> None:
         """Values as rows.
@@ -210,8 +211,9 @@ class GroundState:
         """The value of every cell of the grid, in grid order: (batch_size * cells, C), new."""
         if all(axis.is_identity for axis in self.axes) and len(self.values) == batch_size:
             return self.rows.clone()
-        cell_rows = _cell_rows if batch_size * math.prod(self.spatial_shape) <= _SMALL else _all_rows
-        return gather_rows(self.rows, cell_rows(self.axes, batch_size, self.per_sample))
+        small = batch_size * math.prod(self.spatial_shape) <= _SMALL
+        cell_rows = (_cell_rows if small else _all_rows)(self.axes, batch_size, self.per_sample)
+        return gather_rows(self.rows, cell_rows)
 
     def same_as(self, other: GroundState) -> bool:
         """Whether both hold the same values, known without looking at gradients."""
@@ -260,7 +262,9 @@ _cell_rows = lru_cache(maxsize=32)(_all_rows)
 _MEMO_SIZE = 64  # responses of one ground: layers that read it, not frames
 
 
-def remembered(ground: GroundState, key: Hashable, held: tuple[Any, ...], make: Callable[[], T]) -> T:
+def remembered(
+    ground: GroundState, key: Hashable, held: tuple[Any, ...], make: Callable[[], T]
+) -> T:
     """`make()`, or what it gave the last time where the ground is frozen.
 
     A frozen ground knows what became of it in every layer, and what becomes of that is frozen too:
@@ -272,7 +276,7 @@ def remembered(ground: GroundState, key: Hashable, held: tuple[Any, ...], make: 
         held: parameters and other grounds that the result depends on, known by their identity.
         make: computes the result.
     """
-    memo: dict[Hashable, tuple[Any, Any]] | None = ground.memo
+    memo = ground.memo
     if memo is None or torch.is_grad_enabled() or traced(ground.values):
         return make()
     whole = (key, *map(id, held))

@@ -46,6 +46,7 @@ SCHEMAS = {
     "column_sum": "(Tensor rows) -> Tensor",
     "gather_rows": "(Tensor values, Tensor rows) -> Tensor",
     "gather_rows_grad": "(Tensor dy, Tensor rows, SymInt n_values) -> Tensor",
+    "scatter_rows": "(Tensor rows, Tensor place, SymInt n_out) -> Tensor",
     "window_max": "(Tensor x, Tensor? ground_rows, Tensor table) -> (Tensor, Tensor)",
     "window_max_grad": "(Tensor dy, Tensor arg, Tensor start, Tensor index, SymInt K, "
     "SymInt n_rows) -> Tensor",
@@ -122,6 +123,7 @@ _IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
     "column_sum": _autograd.column_sum,
     "gather_rows": _autograd.gather_rows,
     "gather_rows_grad": _autograd.gather_rows_grad,
+    "scatter_rows": ops.scatter_rows,
     "window_max": ops.window_max,
     "window_max_grad": ops.window_max_grad,
     "window_max_rows_grad": _window_max_rows_grad,
@@ -208,6 +210,7 @@ _SHAPES: dict[str, Callable[..., Any]] = {
     "column_sum": lambda rows: rows.new_empty(rows.shape[1]),
     "gather_rows": lambda values, rows: values.new_empty(rows.shape[0], values.shape[1]),
     "gather_rows_grad": lambda dy, rows, n: dy.new_empty(n, dy.shape[1]),
+    "scatter_rows": lambda rows, place, n: rows.new_empty(n, rows.shape[1]),
     "window_max": _window_max_shape,
     "window_max_grad": lambda dy, arg, start, index, K, n: dy.new_empty(n, dy.shape[1]),
     "window_max_rows_grad": lambda dy, arg, table, n, ground: dy.new_empty(n, dy.shape[1]),
@@ -296,6 +299,16 @@ def _gather_backward(ctx: Any, dy: Tensor) -> Grads:
     return _autograd.gather_rows_grad(dy.contiguous(), rows, ctx.n_values), None
 
 
+def _save_scatter(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[1])
+
+
+@once
+def _scatter_backward(ctx: Any, dy: Tensor) -> Grads:
+    (place,) = ctx.saved_tensors
+    return dy.index_select(0, place), None, None
+
+
 def _save_window(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     x, ground, table = inputs
     if isinstance(output, tuple):
@@ -326,6 +339,7 @@ _GRADIENTS: dict[str, tuple[Callable[..., Any], Callable[..., None]]] = {
     "segment_sum_sq": (_segment_sum_sq_backward, _save_all),
     "column_sum": (_column_sum_backward, _save_column_sum),
     "gather_rows": (_gather_backward, _save_gather),
+    "scatter_rows": (_scatter_backward, _save_scatter),
     "window_max": (_window_max_backward, _save_window),
     "window_sum": (_window_sum_backward, _save_window),
 }

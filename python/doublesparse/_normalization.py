@@ -105,8 +105,7 @@ def batch_norm(
                 "batch_norm: running_mean and running_var must be tensors in evaluation, got None;"
                 " pass training=True to use the batch's statistics"
             )
-        ground = None if x.ground is None or x.ground.is_zero else x.ground.values
-        if not wanted(x.features, weight, bias, ground):
+        if not wanted(x, weight, bias):
             held = (running_mean, running_var, weight, bias)
 
             def f(rows: Tensor) -> Tensor:

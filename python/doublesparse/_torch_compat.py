@@ -64,9 +64,9 @@ def traced(x: Any) -> bool:
     """
     if _compiling():
         return True
-    if type(x) in _PLAIN:
-        return _n_modes() > 0 or forward_ad._current_level >= 0
-    return isinstance(x, Tensor)
+    if type(x) not in _PLAIN and isinstance(x, Tensor):
+        return True
+    return _n_modes() > 0 or forward_ad._current_level >= 0
 
 
 def outside_transforms() -> bool:

@@ -168,6 +168,29 @@ def _workspace(values: Tensor, n_positions: int, n_channels: int) -> Tensor:
     return torch.empty(size, dtype=torch.int64)
 
 
+def scatter_rows(rows: Tensor, place: Tensor, n_out: int) -> Tensor:
+    """Rows at their places, zero elsewhere: (n_out, C).
+
+    Args:
+        rows: (n, C), float32 or float64.
+        place: int64 (n,), strictly ascending, in [0, n_out).
+        n_out: rows of the result.
+
+    Raises:
+        ValueError: places out of order or range.
+    """
+    if traced(rows):
+        return torch.ops.doublesparse.scatter_rows(rows, place, n_out)
+    _require_size("scatter_rows", "n_out", n_out)
+    try:
+        out = rows.new_empty(n_out, rows.shape[1])
+    except (*_NO_SHAPE, IndexError):
+        _refuse("scatter_rows", rows=(rows, 2))
+        raise
+    _C.scatter_rows(rows, place, out, torch.get_num_threads())
+    return out
+
+
 def segment_sum(
     values: Tensor, rows: Tensor | None, start: Tensor, bias: Tensor | None = None
 ) -> Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +19,7 @@ from ._autograd import Segments
 from ._autograd_windows import Table
 from ._classes import Array, AxisClasses, flat_taps
 from ._geometry import Steps
-from ._ground import MAX_ROWS, GroundState
+from ._ground import MAX_ROWS, GroundState, remembered
 from ._rulebook import Entry
 from ._torch_compat import untraced
 from .sites import Sites
@@ -29,6 +29,7 @@ Axes = tuple[AxisClasses, ...]
 U_BYTES = 64 << 20  # the table of W_k G is worked through in pieces of this size
 _SHORT = 1024  # runs of the class maps, and
 _SMALL = 1 << 14  # taps of their output classes, that are kept beyond one set of sites
+_FROZEN = 1 << 22  # the same, kept with a frozen ground
 
 
 class ClassMap(NamedTuple):
@@ -87,17 +88,22 @@ def class_windows(cmap: ClassMap, n_samples: int, first: int, last: int) -> Tens
 
 
 @untraced
-def site_windows(entry: Entry, out_sites: Sites, cmap: ClassMap | None, n_samples: int) -> Tensor:
+def site_windows(
+    steps: Steps, entry: Entry, out_sites: Sites, ground: GroundState | None
+) -> Tensor:
     """What each tap of every output site reads: int32 (n_out, n_offsets), coded as in `Table`.
 
-    Without a class map, inactive sites do not exist.
+    Without a ground, inactive sites do not exist.
     """
     pairs, n_out = entry.pairs, out_sites.n_sites
-    if cmap is None:
+    if ground is None:
         return ops.window_table(pairs, n_out)
+    cmap, n_samples = class_map(steps, ground.axes), ground.values.shape[0]
     out_class = out_sites.class_of(cmap.axes)
-    if cmap.n_out <= max(n_out, 1024):
-        taps = class_windows(cmap, 1, 0, cmap.n_out)
+    frozen = ground.memo is not None and cmap.n_out * steps.n_offsets <= _FROZEN
+    if frozen or cmap.n_out <= max(n_out, 1024):
+        make = partial(class_windows, cmap, 1, 0, cmap.n_out)
+        taps = remembered(ground, ("windows", steps), (), make)
     else:  # a background image on few sites: only the classes that occur
         used, out_class = torch.unique(out_class, return_inverse=True)
         taps = torch.from_numpy(flat_taps(cmap.reads, cmap.n_in, used.numpy()))
@@ -161,7 +167,7 @@ def site_taps(
     key = ("taps", steps, ground.axes, n_samples)
     found = _cache.get(sites, key)
     if found is None:
-        table = site_windows(entry, out_sites, class_map(steps, ground.axes), n_samples)
+        table = site_windows(steps, entry, out_sites, ground)
         found = _whole_taps(table, ground.n_rows * n_samples)
         found = _cache.put(sites, key, found, 2 * found.n_bytes)
     return found
@@ -226,7 +232,7 @@ def site_pieces(
 ) -> Iterator[Chunk]:
     """The windows of the output sites, in pieces."""
     n_samples = ground.values.shape[0]
-    table = site_windows(entry, out_sites, class_map(steps, ground.axes), n_samples)
+    table = site_windows(steps, entry, out_sites, ground)
     n_rows = ground.n_rows * n_samples
     return pieces(lambda i, j: table[i:j], len(table), n_rows, steps.n_offsets, row_bytes)
 
@@ -293,7 +299,7 @@ def pool_plan(
     plan = _cache.get(sites, key)
     if plan is None:
         cmap = None if axes is None else class_map(steps, axes)
-        table = Table(site_windows(entry, out_sites, cmap, n_samples))
+        table = Table(site_windows(steps, entry, out_sites, ground))
         plan = PoolPlan(table, cmap, n_samples)
         held = table.n_bytes
         if cmap is not None:

@@ -36,6 +36,7 @@ from ._functional_pool import (
 )
 from ._global_pool import global_avg_pool, global_max_pool
 from ._normalization import batch_norm
+from ._voxelize import devoxelize, voxelize
 
 __all__ = [
     "adaptive_avg_pool1d",
@@ -52,6 +53,7 @@ __all__ = [
     "conv_transpose1d",
     "conv_transpose2d",
     "conv_transpose3d",
+    "devoxelize",
     "global_avg_pool",
     "global_max_pool",
     "inverse_conv1d",
@@ -65,4 +67,5 @@ __all__ = [
     "submanifold_conv2d",
     "submanifold_conv3d",
     "submanifold_conv4d",
+    "voxelize",
 ]

@@ -22,6 +22,7 @@ from ._torch_compat import traced
 from ._window_ops import every_tap as every_tap
 from ._window_ops import ground_taps as ground_taps
 from ._window_ops import invert_rows as invert_rows
+from ._window_ops import scatter_rows as scatter_rows
 from ._window_ops import segment_sum as segment_sum
 from ._window_ops import segment_sum_sq as segment_sum_sq
 from ._window_ops import window_max as window_max

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._autograd import merge_repeats
+from ._autograd import merge_repeats, scatter_rows
 from ._checks import check_duplicates, check_features, check_shape, repeated
 from ._ground import GroundState, differs, make_ground, remembered
 from ._torch_compat import function_name
@@ -180,10 +180,9 @@ class SparseTensor:
         if sites.is_full:
             return self
         if ground is None or ground.is_zero:
-            image = features.new_zeros(sites.n_cells, features.shape[1])
-        else:
-            image = ground.cells(sites.batch_size)
-        image = image.index_copy_(0, sites.keys, features)  # `image` is new here
+            image = scatter_rows(features, sites.keys, sites.n_cells)
+        else:  # a new image
+            image = ground.cells(sites.batch_size).index_copy_(0, sites.keys, features)
         full = Sites.full(sites.batch_size, sites.spatial_shape, sites.device)
         zero = partial(self._zero, features, full)
         return self._of(image, full, ground and remembered(ground, "saturated", (), zero))
