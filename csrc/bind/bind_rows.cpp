@@ -47,10 +47,11 @@ void segment_sum_of(const Check& check, const Arg& values, const OptionalArg& ro
   for_dtype(dtype, [&](auto zero) {
     using T = decltype(zero);
     const bool is_wide = rows.view.dtype == DType::kInt64;
-    segment_sum<T>({values.view.as<T>(), is_wide ? nullptr : rows.view.as<int32_t>(),
-                    is_wide ? rows.view.as<int64_t>() : nullptr, start.view.as<int64_t>(),
-                    n_segments, n_channels, bias.view.as<T>(), mean.view.as<T>(), out.view.as<T>()},
-                   workspace.view.as<int64_t>(), n_threads);
+    segment_sum<T>(
+        {values.view.as<T>(), is_wide ? nullptr : rows.view.as<int32_t>(),
+         is_wide ? rows.view.as<int64_t>() : nullptr, start.view.as<int64_t>(), n_segments,
+         n_channels, bias.view.as<T>(), mean.view.as<T>(), out.view.as<T>(), nullptr},
+        workspace.view.as<int64_t>(), n_threads);
   });
 }
 
@@ -80,7 +81,7 @@ void scatter_rows_checked(const Arg& rows, const Arg& place, const Arg& out, int
   {
     const py::gil_scoped_release release;
     for (int64_t i = 0; i < n_rows; ++i) good &= p[i] < n_out && p[i] > (i ? p[i - 1] : -1);
-    const int64_t bytes = rows.view.shape[1] * (dtype == DType::kFloat64 ? 8 : 4);
+    const int64_t bytes = rows.view.shape[1] * bytes_of(dtype);
     if (good)
       scatter_rows({rows.view.as<char>(), p, n_rows, n_out, bytes, out.view.as<char>()}, n_threads);
   }

@@ -274,9 +274,14 @@ def merge_repeats(features: Tensor, order: Tensor, start: Tensor, how: str) -> T
 
 # ------------------------------------------------------------------ convolution
 def kernel_weight(weight: Tensor) -> Tensor:
-    """(d0, d1, n_offsets) of torch's weight (d0, d1, *kernel): a view, channels-last or not."""
+    """(d0, d1, n_offsets) of torch's weight (d0, d1, *kernel): a view, also of a channels-last one.
+
+    16-bit weights are brought into torch's own order first.
+    """
     flat = weight.flatten(2)
-    if flat.is_contiguous() or flat.stride()[1:] == (1, flat.shape[1]):
+    if flat.is_contiguous():
+        return flat
+    if flat.stride()[1:] == (1, flat.shape[1]) and flat.dtype in (torch.float32, torch.float64):
         return flat
     return flat.contiguous()
 
@@ -290,6 +295,7 @@ def conv_grads(
     groups: int,
     transposed: bool,
     taps: Segments | None,
+    u_dtype: torch.dtype | None,
 ) -> Grads:
     """Gradients of `conv` with respect to x, weight, bias and u, where needed."""
     need_x, need_weight, need_bias, need_u = needs[:4]
@@ -306,8 +312,8 @@ def conv_grads(
         dw = dw.view(weight.shape)
     if need_bias:
         db = column_sum(dy)
-    if need_u and taps is not None:
-        du = spread(dy, taps)
+    if need_u and taps is not None and u_dtype is not None:
+        du = spread(dy.to(u_dtype), taps)
     return dx, dw, db, du
 
 
@@ -326,7 +332,7 @@ class _Conv(Function):
         taps: Segments | None,
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.args = pairs, groups, transposed, taps
+        ctx.args = pairs, groups, transposed, taps, None if u is None else u.dtype
         weight = kernel_weight(weight)
         if u is None or taps is None:
             return ops.conv(x, weight, pairs, n_dst, bias, groups, transposed=transposed)
@@ -366,7 +372,8 @@ def conv(
         n_dst: number of output rows.
         groups: divides both channel counts.
         transposed: the layout of `weight`.
-        u: (n_u, c_out): what inactive sites add, per kernel offset and class of the ground.
+        u: (n_u, c_out): what inactive sites add, per kernel offset and class of the ground; float32
+            where x is 16-bit.
         taps: which rows of `u` each output row adds.
         packed: `ops.pack_weight` of the weight, where no gradient is wanted.
     """

@@ -99,7 +99,6 @@ def global_avg_pool(x: SparseTensor | Tensor) -> Tensor:
 
 
 # ------------------------------------------------------------------ maximum
-@widened
 def global_max_pool(x: SparseTensor | Tensor) -> Tensor:
     """Maximum over all sites, (B, C): active values and the ground of inactive sites.
 

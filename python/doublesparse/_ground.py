@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -38,7 +38,7 @@ class GroundState:
 
     values: Tensor
     axes: tuple[AxisClasses, ...]
-    is_zero: bool
+    is_zero: bool = field(init=False)  # dataclasses.replace gives what __init__ takes
 
     if TYPE_CHECKING:  # no fields
         memo: dict[Hashable, tuple[Any, Any]] | None

@@ -240,17 +240,19 @@ def _needs(ctx: Any, *positions: int) -> list[bool]:
 def _save_conv(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, weight, src, dst, start, _, _, groups, u, u_start, u_rows, transposed = inputs
     ctx.save_for_backward(x, weight, src, dst, start, u_start, u_rows)
-    ctx.args = groups, transposed, 0 if u is None else u.shape[0]
+    ctx.args = groups, transposed
+    ctx.u = (0, None) if u is None else (u.shape[0], u.dtype)
 
 
 @once
 def _conv_backward(ctx: Any, dy: Tensor) -> Grads:
     x, weight, src, dst, start, u_start, u_rows = ctx.saved_tensors
-    groups, transposed, n_u = ctx.args
+    n_u, u_dtype = ctx.u
     pairs: Any = (ops.Lists if traced(dy) else ops.Pairs)(src, dst, start)
     taps = None if u_start is None else Segments(u_rows, u_start, n_u)
     needs = _needs(ctx, 0, 1, 6, 8)
-    dx, dw, db, du = _autograd.conv_grads(needs, dy, x, weight, pairs, groups, transposed, taps)
+    args = (x, weight, pairs, *ctx.args, taps, u_dtype)
+    dx, dw, db, du = _autograd.conv_grads(needs, dy, *args)
     return dx, dw, None, None, None, None, db, None, du, None, None, None
 
 
@@ -347,18 +349,15 @@ _GRADIENTS: dict[str, tuple[Callable[..., Any], Callable[..., None]]] = {
 
 # ------------------------------------------------------------------ autocast
 def _autocast_conv(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
-    """As `nn.Conv2d` under autocast: operands and result rounded to 16 bits, sums in float32."""
+    """As `nn.Conv2d` under autocast: operands rounded to 16 bits, sums in float32."""
     operands = (x, weight, *rest)
     dtype = torch.get_autocast_dtype("cpu")
-    narrow = x.dtype != torch.float64
-    if narrow:
+    if x.dtype != torch.float64:
         operands = tuple(
-            t.to(dtype).float() if isinstance(t, Tensor) and t.is_floating_point() else t
-            for t in operands
+            t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() else t for t in operands
         )
     with torch.autocast("cpu", enabled=False):
-        y = torch.ops.doublesparse.conv(*operands)
-    return y.to(dtype) if narrow else y
+        return torch.ops.doublesparse.conv(*operands)
 
 
 # ------------------------------------------------------------------ registration

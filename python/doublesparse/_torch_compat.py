@@ -115,6 +115,28 @@ def operator_tags() -> tuple[torch.Tag, ...]:
     return torch.Tag.pt2_compliant_tag, exact
 
 
+def extend_forward(
+    cls: type[torch.nn.Module], kind: type, handler: Callable[[Any, Any], Any]
+) -> None:
+    """Let modules of class `cls` ask `handler(module, input)` about an input of type `kind`.
+
+    For a class of torch whose forward has no overridable function on the way to what must be
+    replaced. Where the handler returns NotImplemented, and for every other input, torch's own
+    forward runs.
+    """
+    dense = cls.forward
+
+    @functools.wraps(dense)
+    def forward(self: Any, input: Any) -> Any:
+        if isinstance(input, kind):
+            out = handler(self, input)
+            if out is not NotImplemented:
+                return out
+        return dense(self, input)
+
+    cls.forward = forward
+
+
 ConvBase = torch.nn.modules.conv._ConvNd
 """What torch's convolutions share: our four-dimensional ones have no twin to inherit from."""
 

@@ -61,11 +61,13 @@ class SparseTensor:
     def __init__(
         self,
         features: Tensor,
-        coords: Tensor,
-        spatial_shape: Sequence[int],
+        coords: Any = None,
+        spatial_shape: Any = None,
         batch_size: int | None = None,
         ground: Any = 0.0,
         duplicates: str = "error",
+        *,
+        sites: Sites | None = None,
     ) -> None:
         """From features and coordinates in any order.
 
@@ -77,6 +79,7 @@ class SparseTensor:
             ground: a number, (C,) or an image (1 or B, C, *spatial or 1s), differentiable; or None.
             duplicates: what to do with rows at the same site: "error", "sum", "mean", "max"
                 (gradients of ties are shared) or "first"; differentiable.
+            sites: instead of coords, spatial_shape and batch_size: those of another tensor.
 
         Raises:
             TypeError: a type or dtype that cannot be meant.
@@ -85,6 +88,9 @@ class SparseTensor:
             NotImplementedError: meta tensors.
         """
         check_duplicates(duplicates)
+        if isinstance(sites, Sites):  # as dataclasses.replace does, by which FSDP rebuilds tensors
+            self.__dict__.update(self._of(features, sites, None).replace(features, ground).__dict__)
+            return
         check_features(features)
         shape = check_shape(spatial_shape)
         if isinstance(coords, Tensor) and coords.device != features.device and not coords.is_meta:

@@ -15,6 +15,8 @@ from ._conv import (
 )
 from ._convert import ToDense, ToSparse, convert
 from ._fixed import FixedGeometry
+from ._from_minkowski import from_minkowski
+from ._from_spconv import from_spconv
 from ._inverse import SparseInverseConv1d, SparseInverseConv2d, SparseInverseConv3d
 from ._norm import SparseBatchNorm
 from ._pool import (
@@ -56,4 +58,6 @@ __all__ = [
     "ToDense",
     "ToSparse",
     "convert",
+    "from_minkowski",
+    "from_spconv",
 ]
