@@ -98,13 +98,22 @@ void view_by_attributes(py::handle object, TensorView* view) {
   view->data = reinterpret_cast<void*>(object.attr("data_ptr")().cast<uintptr_t>());
 }
 
+// Tensors of torch.func's transforms have no storage, which torch says with its own stack trace.
+[[noreturn]] void not_borrowed() {
+  const py::error_already_set error;
+  if (std::strstr(error.what(), "storage") == nullptr) throw error;
+  throw std::runtime_error(
+      "doublesparse: argument must be a tensor with data, got one without storage; torch.func "
+      "transforms (vmap, grad, jvp) are not supported, use torch.autograd");
+}
+
 }  // namespace
 
 void view_of(py::handle object, TensorView* view) {
   const dlpack::ExchangeApi* api = exchange_api(Py_TYPE(object.ptr()));
   if (api == nullptr) return view_by_attributes(object, view);
   dlpack::Tensor t;
-  if (api->dltensor_from_py_object_no_sync(object.ptr(), &t) != 0) throw py::error_already_set();
+  if (api->dltensor_from_py_object_no_sync(object.ptr(), &t) != 0) not_borrowed();
   if (t.ndim > kMaxDims) throw py::value_error("doublesparse: a tensor has more than 8 dimensions");
   view->data = static_cast<char*>(t.data) + t.byte_offset;
   view->device_type = t.device.device_type;

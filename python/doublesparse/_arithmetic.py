@@ -20,6 +20,7 @@ from ._classes import merge
 from ._elementwise import Function, apply, channel_dim, refuse, with_values
 from ._ground import GroundState, memo_of, remembered
 from ._space_constant import as_sparse, constant_rows
+from ._torch_compat import traced
 from ._union import Rows, add, place, spread_rows, union
 from .sites import Sites
 from .tensor import SparseTensor
@@ -125,10 +126,10 @@ def _features(
 
 
 def _plain(tensors: Sequence[SparseTensor]) -> bool:
-    """Two operands in one dtype of the kernels, and no gradient wanted."""
+    """Two operands in one dtype of the kernels, no gradient wanted, no graph traced."""
     dtypes = {x.features.dtype for x in tensors}
     fits = len(tensors) == 2 and dtypes in ({torch.float32}, {torch.float64})
-    return fits and not wanted(*tensors)
+    return fits and not wanted(*tensors) and not traced(tensors[0].features)
 
 
 # ------------------------------------------------------------------ two operands

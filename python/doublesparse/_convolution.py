@@ -17,6 +17,7 @@ from ._ground import GroundState, memo_of, remembered
 from ._parameters import c_out_of, check_axes, fits
 from ._precision import autocasting, casts, for_torch, wide
 from ._rulebook import Entry, find, find_inverse
+from ._torch_compat import traced
 from ._watch import current as watch
 from ._watch import watched
 from ._windows import (
@@ -69,7 +70,7 @@ class Layer(NamedTuple):
         """The weight as the kernel reads it, kept where the ground is frozen: so is the weight."""
         if ground is None or memo_of(ground) is None:
             return None
-        if wide(self.weight) is not self.weight:
+        if traced(self.weight) or wide(self.weight) is not self.weight:
             return None
         weight = kernel_weight(self.weight)
         pack = partial(ops.pack_weight, weight, self.groups, self.transposed)
@@ -275,7 +276,8 @@ def _drop_ground(operation: str, x: SparseTensor, ground: str) -> None:
     state = x.ground
     if state is None or state.is_zero or ground == "drop" or x.sites.is_full:
         return
-    if bool(state.values.detach().any()):  # any: a NaN counts too
+    # any: a NaN counts too; a traced graph cannot look
+    if traced(state.values) or bool(state.values.detach().any()):
         raise ValueError(
             f"{operation}: the ground must be zero or None, because inactive sites count as zero "
             f'here, got {state!r}; pass ground="drop" to drop it, or use the ordinary convolution'

@@ -16,6 +16,7 @@ from . import _cache
 from ._autograd import gather_rows
 from ._classes import AxisClasses, flat_taps, uniform_axes
 from ._running import Running
+from ._torch_compat import from_numpy, traced, untraced
 from .sites import Sites
 
 T = TypeVar("T")
@@ -188,10 +189,7 @@ class GroundState:
         key = ("inactive", self.axes)
         found = _cache.get(sites, key)
         if found is None:
-            n_rows, batch = self.n_rows, sites.batch_size
-            flat = sites.class_of(self.axes).long() + sites.batch.long() * n_rows
-            active = torch.bincount(flat, minlength=batch * n_rows).view(batch, n_rows)
-            found = torch.from_numpy(self.n_positions()) - active
+            found = _count_inactive(self, sites)
             _cache.put(sites, key, found, 8 * found.numel())
         return found
 
@@ -204,7 +202,7 @@ class GroundState:
         n_samples = self.values.shape[0]
         if n_samples != 1:
             flat = np.arange(n_samples, dtype=np.int32)[:, None] * self.n_rows + flat
-        values = gather_rows(self.rows, torch.from_numpy(np.ascontiguousarray(flat.reshape(-1))))
+        values = gather_rows(self.rows, from_numpy(np.ascontiguousarray(flat.reshape(-1))))
         return GroundState._of(
             values.view(n_samples, *(a.n_classes for a in axes), self.channels), axes
         )
@@ -223,6 +221,8 @@ class GroundState:
             return True
         if self.is_zero or other.is_zero or self.requires_grad or other.requires_grad:
             return False
+        if traced(self.values):
+            return False
         if self.axes != other.axes or self.values.shape != other.values.shape:
             return False
         return self.values is other.values or torch.equal(self.values, other.values)
@@ -237,6 +237,14 @@ class GroundState:
         )
 
 
+@untraced
+def _count_inactive(ground: GroundState, sites: Sites) -> Tensor:
+    n_rows, batch = ground.n_rows, sites.batch_size
+    flat = sites.class_of(ground.axes).long() + sites.batch.long() * n_rows
+    active = torch.bincount(flat, minlength=batch * n_rows).view(batch, n_rows)
+    return torch.from_numpy(ground.n_positions()) - active
+
+
 def _all_rows(axes: tuple[AxisClasses, ...], batch_size: int, per_sample: bool) -> Tensor:
     """Class row of every cell of the grid, in grid order: int32 (batch_size * cells,)."""
     ids = np.zeros(1, np.int32)
@@ -244,7 +252,7 @@ def _all_rows(axes: tuple[AxisClasses, ...], batch_size: int, per_sample: bool) 
         ids = (ids[:, None] * np.int32(axis.n_classes) + axis.expand()).reshape(-1)
     n_rows = math.prod(axis.n_classes for axis in axes)
     sample = np.arange(batch_size, dtype=np.int32) * np.int32(n_rows * per_sample)
-    return torch.from_numpy((sample[:, None] + ids).reshape(-1))
+    return from_numpy((sample[:, None] + ids).reshape(-1))
 
 
 _SMALL = 1 << 20  # cells of a grid whose class rows are remembered
@@ -296,7 +304,7 @@ def remembered(
         make: computes the result.
     """
     memo = memo_of(ground)
-    if memo is None:
+    if memo is None or traced(ground.values):
         return make()
     whole = (key, *map(id, held))
     found = memo.get(whole)

@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from . import _cache, ops
 from ._autograd import gather_rows
 from ._ground import GroundState
+from ._torch_compat import traced, untraced
 from ._union import repeat_rows
 from .sites import Sites
 from .tensor import SparseTensor
@@ -161,6 +162,9 @@ def _inactive(sites: Sites, ground: GroundState) -> Tensor:
     return (math.prod(sites.spatial_shape) - (start[1:] - start[:-1]))[:, None]
 
 
+_make_population = untraced(Population)
+
+
 def population(
     x: SparseTensor,
     per_sample: bool = False,
@@ -176,7 +180,7 @@ def population(
     key = ("population", *args, None if ground is None else (ground.axes, ground.per_sample))
     found = _cache.get(sites, key)
     if found is None:
-        found = Population(sites, ground, *args)
+        found = _make_population(sites, ground, *args)
         found = _cache.put(sites, key, found, found.n_bytes)
     return found
 
@@ -186,7 +190,8 @@ def _transform(x: Tensor, mean: Tensor, scale: Tensor, bias: Tensor | None) -> T
     centred = x - mean
     if bias is None:
         return centred.mul_(scale)
-    return torch.addcmul(bias, centred, scale, out=centred)
+    # a traced graph knows no out=
+    return torch.addcmul(bias, centred, scale, out=None if traced(x) else centred)
 
 
 class _Normalize(torch.autograd.Function):

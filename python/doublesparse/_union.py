@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from . import _cache, ops
 from ._autograd import gather_rows
+from ._torch_compat import untraced
 from .sites import Sites
 from .tensor import SparseTensor
 
@@ -39,6 +40,7 @@ def union(a: Sites, b: Sites) -> tuple[Sites, Rows, Rows]:
     return sites, found[1], found[2]
 
 
+@untraced
 def _merge_keys(a: Sites, b: Sites) -> tuple[Sites, Rows, Rows]:
     n_a, n_b = a.n_sites, b.n_sites
     if n_a == 0 or n_b == 0:
@@ -160,6 +162,14 @@ class _Place(torch.autograd.Function):
         return None, None, None, *grads
 
 
+@untraced
+def _other_rows(rows: Tensor, n: int) -> Tensor:
+    """Which of n rows are not among these, ascending: int64."""
+    there = torch.ones(n, dtype=torch.bool)
+    there[rows] = False
+    return there.nonzero().view(-1)
+
+
 def place(tensors: Sequence[SparseTensor], rows: Sequence[Rows], sites: Sites, kind: str) -> Tensor:
     """Features on a union of sites: (n_sites, C'). Where a tensor has no site it holds its ground.
 
@@ -185,9 +195,7 @@ def place(tensors: Sequence[SparseTensor], rows: Sequence[Rows], sites: Sites, k
         parts.append(_Part(own, first, width, sign, alone))
         features.append(x.features)
         if grounded and own is not None and x.ground is not None:
-            there = torch.ones(sites.n_sites, dtype=torch.bool)
-            there[own] = False
-            missing = there.nonzero().view(-1)
+            missing = _other_rows(own, sites.n_sites)
             parts.append(_Part(missing, first, width, sign, False))
             features.append(gather_rows(x.ground.rows, x.ground.rows_of(sites)[missing]))
     features = [f if f.dtype == dtype else f.to(dtype) for f in features]

@@ -21,6 +21,7 @@ from ._classes import Array, AxisClasses, flat_taps
 from ._geometry import Steps
 from ._ground import MAX_ROWS, GroundState, memo_of, remembered
 from ._rulebook import Entry
+from ._torch_compat import untraced
 from .sites import Sites
 
 Axes = tuple[AxisClasses, ...]
@@ -71,6 +72,7 @@ def _class_map(steps: Steps, axes: Axes) -> ClassMap:
     )
 
 
+@untraced
 def class_windows(cmap: ClassMap, n_samples: int, first: int, last: int) -> Tensor:
     """Class row that each tap of some output class rows reads, or -1: int32 (m, n_offsets).
 
@@ -85,6 +87,7 @@ def class_windows(cmap: ClassMap, n_samples: int, first: int, last: int) -> Tens
     return torch.from_numpy(flat.astype(np.int32, copy=False))
 
 
+@untraced
 def site_windows(
     steps: Steps, entry: Entry, out_sites: Sites, ground: GroundState | None
 ) -> Tensor:
@@ -112,6 +115,7 @@ def site_windows(
 
 # ------------------------------------------------------------------ for linear layers
 @lru_cache(maxsize=64)
+@untraced
 def _every_tap(n_rows: int, n_offsets: int) -> ops.Pairs:
     """Every class row at every offset: row g at offset k goes to row k * n_rows + g of u."""
     rows = torch.arange(n_rows, dtype=torch.int32).repeat(n_offsets)
@@ -125,6 +129,7 @@ def every_tap(n_rows: int, n_offsets: int) -> ops.Pairs:
     return (_every_tap if small else _every_tap.__wrapped__)(n_rows, n_offsets)
 
 
+@untraced
 def _whole_taps(table: Tensor, n_rows: int) -> Segments:
     """Rows of the whole table u that the windows add: a tap of class row g at offset k, its row."""
     start, u_rows = ops.every_tap(table, n_rows)
@@ -169,6 +174,7 @@ def site_taps(
 
 
 @lru_cache(maxsize=256)
+@untraced
 def _known_taps(steps: Steps, axes: Axes, n_samples: int) -> Segments:
     cmap = class_map(steps, axes)
     windows = class_windows(cmap, n_samples, 0, cmap.n_out * n_samples)
@@ -197,11 +203,16 @@ def pieces(
     """
     step = max(1, U_BYTES // (row_bytes * n_offsets))  # a window adds n_offsets rows to u at most
     for first in range(0, max(total, 1), step):
-        part, used = _renumbered(table(first, min(total, first + step)), n_rows)
-        start, u_rows, class_rows, u_start = ops.ground_taps(part, len(used))
-        n_u = len(class_rows)
-        pairs = ops.Pairs(class_rows, torch.arange(n_u, dtype=torch.int32), u_start)
-        yield Chunk(used, pairs, n_u, Segments(u_rows, start, n_u))
+        yield _piece(table, first, min(total, first + step), n_rows)
+
+
+@untraced
+def _piece(table: Callable[[int, int], Tensor], first: int, last: int, n_rows: int) -> Chunk:
+    part, used = _renumbered(table(first, last), n_rows)
+    start, u_rows, class_rows, u_start = ops.ground_taps(part, len(used))
+    n_u = len(class_rows)
+    pairs = ops.Pairs(class_rows, torch.arange(n_u, dtype=torch.int32), u_start)
+    return Chunk(used, pairs, n_u, Segments(u_rows, start, n_u))
 
 
 def _renumbered(table: Tensor, n_rows: int) -> tuple[Tensor, Tensor]:

@@ -392,7 +392,8 @@ _TRACEABLE = ("dim", "size", "__bool__", "__hash__", "__len__")
 
 def _keep_eager() -> None:
     """Sites and rulebooks depend on data: a sparse operation is a graph break, as a whole."""
-    methods = [getattr(f, "__func__", f) for f in SparseTensor.__dict__.values()]
+    own = [*SparseTensor.__dict__.values(), *ChannelsLast.__dict__.values()]
+    methods = [getattr(f, "__func__", f) for f in own]
     public = [getattr(functional, name) for name in functional.__all__]
     ours = [f for f in (*methods, *public) if isinstance(f, FunctionType)]
     keep_eager(*(f for f in ours if f.__name__ not in _TRACEABLE))
