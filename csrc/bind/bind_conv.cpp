@@ -117,22 +117,93 @@ int64_t workspace_of(const Arg& x, int64_t c_out, int64_t n_offsets, int64_t gro
   return half_conv_workspace(c_in, c_out, n_offsets, groups, x.view.shape[0], n_dst);
 }
 
-void conv_checked(const Arg& x, const Arg& weight, const OptionalArg& bias, const OptionalArg& u,
-                  const OptionalArg& u_start, const OptionalArg& u_rows, const Pairs& pairs,
-                  int64_t groups, bool transposed, const Arg& workspace, const Arg& y,
-                  int n_threads) {
+// (d0, d1, n_offsets), contiguous or with its last two dimensions swapped in memory.
+bool is_channels_last(const TensorView& w) {
+  const int64_t d1 = w.shape[1], n_offsets = w.shape[2];
+  return !w.is_contiguous() && w.n_dims == 3 && w.strides[1] == 1 && w.strides[2] == d1 &&
+         (w.shape[0] == 1 || w.strides[0] == d1 * n_offsets);
+}
+
+void weight_fits(const Check& check, const TensorView& weight, DType dtype, int64_t c_in,
+                 int64_t c_out, int64_t groups, bool transposed) {
+  TensorView w = weight;  // as if contiguous: what else is wrong shows first
+  const bool wide = dtype == DType::kFloat32 || dtype == DType::kFloat64;
+  if (wide && w.n_dims == 3 && is_channels_last(w)) {
+    w.strides[1] = w.shape[2];
+    w.strides[2] = 1;
+  }
+  const int64_t d0 = transposed ? c_in : c_out, d1 = (transposed ? c_out : c_in) / groups;
+  check.tensor("weight", w, dtype, {d0, d1, -1});
+  groups_fit(check, groups, c_in, c_out, w.shape[2]);
+}
+
+template <class T>
+ConvArgs<T> weight_args(const OptionalArg& weight, const Arg& workspace, const PairList& pairs,
+                        int64_t c_in, int64_t c_out, int64_t groups, bool transposed) {
+  ConvArgs<T> a{};
+  a.weight = weight.given ? weight.view.as<T>() : nullptr;
+  a.workspace = workspace.view.as<Acc<T>>();
+  a.pairs = pairs;
+  a.c_in = c_in;
+  a.c_out = c_out;
+  a.groups = groups;
+  a.transposed = transposed;
+  a.channels_last = weight.given && is_channels_last(weight.view);
+  return a;
+}
+
+int64_t packed_size_of(bool is_double, int64_t c_in, int64_t c_out, int64_t n_offsets,
+                       int64_t groups) {
+  groups_fit({"conv_pack"}, groups, c_in, c_out, n_offsets);
+  return is_double ? conv_workspace<double>(c_in, c_out, n_offsets, groups)
+                   : conv_workspace<float>(c_in, c_out, n_offsets, groups);
+}
+
+void conv_pack_checked(const OptionalArg& weight, int64_t c_in, int64_t c_out, int64_t groups,
+                       bool transposed, const Arg& workspace, int n_threads) {
+  const Check check{"conv_pack"};
+  if (!weight.given) throw py::type_error("conv_pack: weight must be a torch.Tensor, got None");
+  const DType dtype = check.floating("weight", weight.view);
+  groups_fit(check, groups, c_in, c_out);
+  weight_fits(check, weight.view, dtype, c_in, c_out, groups, transposed);
+  const int64_t n_offsets = weight.view.shape[2];
+  if (dtype != DType::kFloat32 && dtype != DType::kFloat64)
+    throw py::type_error("conv_pack: weight must be float32 or float64; 16-bit ones are not kept");
+  const bool is_double = dtype == DType::kFloat64;
+  check.tensor("workspace", workspace.view, dtype,
+               {packed_size_of(is_double, c_in, c_out, n_offsets, groups)});
+  check.disjoint("workspace", workspace.view, "weight", weight.view);
+  const py::gil_scoped_release release;
+  const PairList pairs{nullptr, nullptr, nullptr, n_offsets};
+  const auto pack = [&](auto zero) {
+    conv_pack(weight_args<decltype(zero)>(weight, workspace, pairs, c_in, c_out, groups, transposed),
+              n_threads);
+  };
+  if (is_double)
+    pack(double{});
+  else
+    pack(float{});
+}
+
+void conv_checked(const Arg& x, const OptionalArg& weight, const OptionalArg& bias,
+                  const OptionalArg& u, const OptionalArg& u_start, const OptionalArg& u_rows,
+                  const Pairs& pairs, int64_t groups, bool transposed, const Arg& workspace,
+                  const Arg& y, int n_threads) {
   const Check check{"conv"};
   const DType dtype = check.floating("x", x.view);
   check.tensor("x", x.view, dtype, {-1, -1});
   check.tensor("y", y.view, dtype, {-1, -1});
   const int64_t c_in = x.view.shape[1], c_out = y.view.shape[1], n_dst = y.view.shape[0];
   groups_fit(check, groups, c_in, c_out);
-  if (transposed)
-    check.tensor("weight", weight.view, dtype, {c_in, c_out / groups, -1});
-  else
-    check.tensor("weight", weight.view, dtype, {c_out, c_in / groups, -1});
-  const int64_t n_offsets = weight.view.shape[2];
-  groups_fit(check, groups, c_in, c_out, n_offsets);
+  int64_t n_offsets = pairs.list().n_offsets;
+  if (weight.given) {
+    weight_fits(check, weight.view, dtype, c_in, c_out, groups, transposed);
+    n_offsets = weight.view.shape[2];
+    check.disjoint("y", y.view, "weight", weight.view);
+    check.disjoint("workspace", workspace.view, "weight", weight.view);
+  } else if (dtype != DType::kFloat32 && dtype != DType::kFloat64) {
+    throw py::type_error("conv: weight must be given where x is 16-bit, got None");
+  }
   const DType acc = acc_of(dtype);
   if (bias.given) check.tensor("bias", bias.view, acc, {c_out});
   if (u.given) {
@@ -150,10 +221,8 @@ void conv_checked(const Arg& x, const Arg& weight, const OptionalArg& bias, cons
   pairs.check_disjoint(check, "y", y.view);
   pairs.check_disjoint(check, "workspace", workspace.view);
   check.disjoint("y", y.view, "x", x.view);
-  check.disjoint("y", y.view, "weight", weight.view);
   check.disjoint("y", y.view, "workspace", workspace.view);
   check.disjoint("workspace", workspace.view, "x", x.view);
-  check.disjoint("workspace", workspace.view, "weight", weight.view);
   if (bias.given) check.disjoint("y", y.view, "bias", bias.view);
   check.tensor("workspace", workspace.view, acc,
                {workspace_of(x, c_out, n_offsets, groups, n_dst)});
@@ -165,22 +234,15 @@ void conv_checked(const Arg& x, const Arg& weight, const OptionalArg& bias, cons
   const py::gil_scoped_release release;
   for_dtype(dtype, [&](auto zero) {
     using T = decltype(zero);
-    using A = Acc<T>;
-    const ConvArgs<T> args{x.view.as<T>(),
-                           weight.view.as<T>(),
-                           bias.given ? bias.view.as<A>() : nullptr,
-                           u.given ? u.view.as<A>() : nullptr,
-                           u_start.view.as<int64_t>(),
-                           u_rows.view.as<int32_t>(),
-                           y.view.as<T>(),
-                           workspace.view.as<A>(),
-                           pairs.list(),
-                           n_dst,
-                           c_in,
-                           c_out,
-                           groups,
-                           transposed,
-                           x.view.shape[0]};
+    auto args = weight_args<T>(weight, workspace, pairs.list(), c_in, c_out, groups, transposed);
+    args.x = x.view.as<T>();
+    args.bias = bias.given ? bias.view.as<Acc<T>>() : nullptr;
+    args.u = u.given ? u.view.as<Acc<T>>() : nullptr;
+    args.u_start = u_start.view.as<int64_t>();
+    args.u_rows = u_rows.view.as<int32_t>();
+    args.y = y.view.as<T>();
+    args.n_dst = n_dst;
+    args.n_src = x.view.shape[0];
     if constexpr (kIsBfloat<T>) {
       if (grouped) return group_conv(args, kept.groups, n_threads);
     }
@@ -270,6 +332,8 @@ void bind_conv(py::module_& m) {
   m.def("plan_row_groups", &plan_row_groups_checked);
   m.def("fill_row_groups", &fill_row_groups_checked);
   m.def("conv_workspace", &workspace_of);
+  m.def("packed_size", &packed_size_of);
+  m.def("conv_pack", &conv_pack_checked);
   m.def("conv", &conv_checked);
   m.def("conv_weight_grad_workspace", &weight_grad_workspace_of);
   m.def("conv_weight_grad", &weight_grad_checked);

@@ -116,6 +116,46 @@ void fill_ground_taps_checked(const Arg& table, int64_t n_class_rows, const Arg&
     throw py::value_error("ground_taps: the table or the workspace changed since it was planned");
 }
 
+EveryTapArgs every_tap_args(const Check& check, const Arg& table, int64_t n_class_rows,
+                            const Arg& start) {
+  check.tensor("table", table.view, DType::kInt32, {-1, -1});
+  check.at_least("n_class_rows", n_class_rows, 0);
+  const int64_t n_out = table.view.shape[0], n_offsets = table.view.shape[1];
+  int64_t n_u;
+  if (__builtin_mul_overflow(n_offsets, n_class_rows, &n_u) || n_u > INT32_MAX)
+    throw py::value_error("every_tap: n_class_rows = " + std::to_string(n_class_rows) +
+                          " times the offsets must fit int32");
+  check.tensor("start", start.view, DType::kInt64, {n_out + 1});
+  check.apart({{"start", start.view}}, {{"table", table.view}});
+  return {table.view.as<int32_t>(), n_out, n_offsets, n_class_rows, start.view.as<int64_t>()};
+}
+
+// Returns the number of taps.
+int64_t plan_every_tap_checked(const Arg& table, int64_t n_class_rows, const Arg& start,
+                               int n_threads) {
+  const EveryTapArgs args = every_tap_args({"every_tap"}, table, n_class_rows, start);
+  const py::gil_scoped_release release;
+  plan_every_tap(args, n_threads);
+  return args.start[args.n_out];
+}
+
+void fill_every_tap_checked(const Arg& table, int64_t n_class_rows, const Arg& start,
+                            const Arg& u_rows, int n_threads) {
+  const Check check{"every_tap"};
+  const EveryTapArgs args = every_tap_args(check, table, n_class_rows, start);
+  check.tensor("u_rows", u_rows.view, DType::kInt32, {-1});
+  check.starts("start", start.view, u_rows.view.shape[0]);
+  check.apart({{"u_rows", u_rows.view}}, {{"table", table.view}, {"start", start.view}});
+  bool good;
+  {
+    const py::gil_scoped_release release;
+    good = fill_every_tap(args, u_rows.view.as<int32_t>(), n_threads);
+  }
+  if (good) return;
+  check.rows("table", table.view, -1 - n_class_rows, INT64_C(1) << 31);
+  throw py::value_error("every_tap: start is not the plan of this table");
+}
+
 int64_t invert_chunks_checked(int64_t n_rows, int64_t n_values, int n_threads) {
   const Check check{"invert_rows"};
   check.at_least("n_rows", n_rows, 0);
@@ -246,6 +286,8 @@ void bind_windows(py::module_& m) {
   m.def("window_table", &window_table_checked);
   m.def("plan_ground_taps", &plan_ground_taps_checked);
   m.def("fill_ground_taps", &fill_ground_taps_checked);
+  m.def("plan_every_tap", &plan_every_tap_checked);
+  m.def("fill_every_tap", &fill_every_tap_checked);
   m.def("invert_chunks", &invert_chunks_checked);
   m.def("plan_inverse", &plan_inverse_checked);
   m.def("fill_inverse", &fill_inverse_checked);

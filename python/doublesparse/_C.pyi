@@ -100,9 +100,22 @@ def fill_row_groups(
 def conv_workspace(
     x: Tensor, c_out: int, n_offsets: int, groups: int, n_dst: int, /
 ) -> int: ...
+def packed_size(
+    is_double: bool, c_in: int, c_out: int, n_offsets: int, groups: int, /
+) -> int: ...
+def conv_pack(
+    weight: Tensor,
+    c_in: int,
+    c_out: int,
+    groups: int,
+    transposed: bool,
+    workspace: Tensor,
+    n_threads: int,
+    /,
+) -> None: ...
 def conv(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | None,
     bias: Tensor | None,
     u: Tensor | None,
     u_start: Tensor | None,
@@ -158,6 +171,10 @@ def fill_ground_taps(
     n_threads: int,
     /,
 ) -> None: ...
+def plan_every_tap(table: Tensor, n_class_rows: int, start: Tensor, n_threads: int, /) -> int: ...
+def fill_every_tap(
+    table: Tensor, n_class_rows: int, start: Tensor, u_rows: Tensor, n_threads: int, /
+) -> None: ...
 def invert_chunks(n_rows: int, n_values: int, n_threads: int, /) -> int: ...
 def plan_inverse(rows: Tensor, counts: Tensor, start: Tensor, n_threads: int, /) -> int: ...
 def fill_inverse(rows: Tensor, counts: Tensor, index: Tensor, n_threads: int, /) -> None: ...
@@ -186,6 +203,20 @@ def window_max_grad(
     n_threads: int,
     /,
 ) -> None: ...
+def join_rows(a: Tensor, b: Tensor, keys: Tensor, from_a: Tensor, from_b: Tensor, /) -> int: ...
+def add_rows(
+    a: Tensor,
+    ground_a: Tensor | None,
+    from_a: Tensor,
+    b: Tensor,
+    ground_b: Tensor | None,
+    from_b: Tensor,
+    scale: float,
+    y: Tensor,
+    n_threads: int,
+    /,
+) -> None: ...
+def scatter_rows(rows: Tensor, place: Tensor, out: Tensor, n_threads: int, /) -> None: ...
 def segment_workspace(is_double: bool, n_positions: int, n_channels: int, /) -> int: ...
 def segment_sum(
     values: Tensor,

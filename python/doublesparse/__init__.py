@@ -17,6 +17,7 @@ from . import _collate, data, dispatch, functional, models, nn  # noqa: F401 (di
 from ._cache import set_cache_limit
 from ._collate import collate
 from ._crossover import set_crossover
+from ._freeze import Incremental, freeze_ground, thaw
 from ._rulebook import Geometry, Rulebook, build_rulebook
 from .sites import Sites
 from .tensor import GroundState, SparseTensor
@@ -28,15 +29,18 @@ __version__ = "0.1.0"
 __all__ = [
     "Geometry",
     "GroundState",
+    "Incremental",
     "Rulebook",
     "Sites",
     "SparseTensor",
     "build_rulebook",
     "collate",
     "data",
+    "freeze_ground",
     "functional",
     "models",
     "nn",
     "set_cache_limit",
     "set_crossover",
+    "thaw",
 ]

@@ -21,7 +21,7 @@ from . import ops
 from ._torch_compat import fast_apply
 
 
-def wanted(*tensors: Tensor | None) -> bool:
+def wanted(*tensors: Any) -> bool:
     """Whether a gradient of any of these is."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
@@ -196,6 +196,28 @@ def gather_rows(values: Tensor, rows: Tensor) -> Tensor:
     return values.index_select(0, rows)
 
 
+class _ScatterRows(Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, place: Tensor, n: int) -> Tensor:
+        ctx.place = place
+        return ops.scatter_rows(rows, place, n)
+
+    @staticmethod
+    @once
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        return dy.index_select(0, ctx.place), None, None
+
+
+_apply_scatter = fast_apply(_ScatterRows)
+
+
+def scatter_rows(rows: Tensor, place: Tensor, n: int) -> Tensor:
+    """Rows at their places, strictly ascending, and zero elsewhere: (n, C)."""
+    if rows.dtype not in (torch.float32, torch.float64):
+        return rows.new_zeros(n, rows.shape[1]).index_copy_(0, place, rows)
+    return _apply_scatter(rows, place, n) if wanted(rows) else ops.scatter_rows(rows, place, n)
+
+
 def merge_repeats(features: Tensor, order: Tensor, start: Tensor, how: str) -> Tensor:
     """One row per site out of the sorted rows features[order]; how = sum, mean, max or first."""
     if how == "first":  # the sort is stable
@@ -204,7 +226,9 @@ def merge_repeats(features: Tensor, order: Tensor, start: Tensor, how: str) -> T
         segment = torch.repeat_interleave(start[1:] - start[:-1])[:, None].expand(
             -1, features.shape[1]
         )
-        out = features.new_zeros(len(start) - 1, features.shape[1])
+        # Not zeros: torch gives a start that equals the maximum a share of the gradient, with
+        # include_self=False too.
+        out = features.new_full((len(start) - 1, features.shape[1]), -torch.inf)
         return out.scatter_reduce(0, segment, features[order], "amax", include_self=False)
     segments = Segments(order.to(torch.int32), start, features.shape[0])
     wide = features if features.dtype == torch.float64 else features.float()
@@ -215,6 +239,19 @@ def merge_repeats(features: Tensor, order: Tensor, start: Tensor, how: str) -> T
 
 
 # ------------------------------------------------------------------ convolution
+def kernel_weight(weight: Tensor) -> Tensor:
+    """(d0, d1, n_offsets) of torch's weight (d0, d1, *kernel): a view, also of a channels-last one.
+
+    16-bit weights are brought into torch's own order first.
+    """
+    flat = weight.flatten(2)
+    if flat.is_contiguous():
+        return flat
+    if flat.stride()[1:] == (1, flat.shape[1]) and flat.dtype in (torch.float32, torch.float64):
+        return flat
+    return flat.contiguous()
+
+
 class _Conv(Function):
     @staticmethod
     def forward(
@@ -231,7 +268,7 @@ class _Conv(Function):
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.args = pairs, groups, transposed, taps, None if u is None else u.dtype
-        weight = weight.flatten(2).contiguous()
+        weight = kernel_weight(weight)
         if u is None or taps is None:
             return ops.conv(x, weight, pairs, n_dst, bias, groups, transposed=transposed)
         start, rows = taps.start, taps.rows
@@ -246,7 +283,7 @@ class _Conv(Function):
         dy = dy.contiguous()
         dx = dw = db = du = None
         if need_x:
-            w = weight.flatten(2).contiguous()
+            w = kernel_weight(weight)
             dx = ops.conv(
                 dy, w, pairs.reversed(), x.shape[0], groups=groups, transposed=not transposed
             )
@@ -277,6 +314,7 @@ def conv(
     transposed: bool = False,
     u: Tensor | None = None,
     taps: Segments | None = None,
+    packed: Tensor | None = None,
 ) -> Tensor:
     """y[dst] = bias + the row's sum of u + sum over pairs of W_k x[src]: (n_dst, c_out).
 
@@ -292,6 +330,7 @@ def conv(
         u: (n_u, c_out): what inactive sites add, per kernel offset and class of the ground; float32
             where x is 16-bit.
         taps: which rows of `u` each output row adds.
+        packed: `ops.pack_weight` of the weight, where no gradient is wanted.
     """
     if bias is not None and not bias.is_contiguous():
         bias = bias.contiguous()
@@ -302,8 +341,9 @@ def conv(
         or (u is not None and u.requires_grad)
     ):
         return _apply_conv(x, weight, bias, u, pairs, n_dst, groups, transposed, taps)
-    weight = weight.flatten(2).contiguous()
+    weight = kernel_weight(weight)
     if u is None or taps is None:
-        return ops.conv(x, weight, pairs, n_dst, bias, groups, transposed=transposed)
-    start, rows = taps.start, taps.rows
-    return ops.conv(x, weight, pairs, n_dst, bias, groups, u, start, rows, transposed)
+        u = start = rows = None
+    else:
+        start, rows = taps.start, taps.rows
+    return ops.conv(x, weight, pairs, n_dst, bias, groups, u, start, rows, transposed, packed)

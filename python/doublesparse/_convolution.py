@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import _crossover
-from ._autograd import Segments, conv, segment_sum
+from . import _crossover, ops
+from ._autograd import Segments, conv, gather_rows, kernel_weight, segment_sum
 from ._geometry import Steps, resolve
 from ._ground import GroundState, remembered
 from ._parameters import c_out_of, check_axes, fits
-from ._precision import autocasting, casts, wide
+from ._precision import autocasting, casts, for_torch, wide
 from ._rulebook import Entry, find, find_inverse
 from ._windows import (
     Chunk,
@@ -54,9 +54,23 @@ class Layer(NamedTuple):
         """Sums of rows of u, with the bias."""
         return segment_sum(u, segments, wide(self.bias))
 
+    def packed(self, ground: GroundState | None) -> Tensor | None:
+        """The weight as the kernel reads it, kept where the ground is frozen: so is the weight."""
+        if ground is None or ground.memo is None or torch.is_grad_enabled():
+            return None
+        if wide(self.weight) is not self.weight:
+            return None
+        weight = kernel_weight(self.weight)
+        pack = partial(ops.pack_weight, weight, self.groups, self.transposed)
+        packed: Tensor = self.remembered(ground, "packed", pack)
+        return packed
+
     def sums(self, rows: Tensor, chunks: Iterable[Chunk]) -> Tensor:
         """Of windows that read class rows only, with the bias."""
-        parts = [self.classes(self.rows(rows, c.pairs, c.n_u), c.segments) for c in chunks]
+        parts = [
+            self.classes(self.rows(gather_rows(rows, c.used), c.pairs, c.n_u), c.segments)
+            for c in chunks
+        ]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def zero(self, features: Tensor) -> GroundState:
@@ -83,7 +97,10 @@ def linear(x: SparseTensor, layer: Layer) -> SparseTensor:
     out_sites = sites if entry.out_sites is None else entry.out_sites
     if ground is not None and not ground.is_zero:
         return _with_ground(x, layer, entry, out_sites, ground)
-    features = conv(x.features, weight, bias, entry.pairs, out_sites.n_sites, groups, transposed)
+    n_out, packed = out_sites.n_sites, layer.packed(ground)
+    features = conv(
+        x.features, weight, bias, entry.pairs, n_out, groups, transposed, packed=packed
+    )
     if ground is not None:
         if bias is None or out_sites.is_full:
             make = partial(layer.zero, features)
@@ -101,8 +118,12 @@ def _with_ground(
     row_bytes = c_out * max(rows.element_size(), 4)
     whole = fits_whole(steps, ground, row_bytes)
     if whole:
-        every = every_tap(len(rows), steps.n_offsets)
-        u = layer.remembered(ground, "u", lambda: layer.rows(rows, every, every.n_pairs))
+        n_rows, n_offsets = len(rows), steps.n_offsets
+        u = layer.remembered(
+            ground,
+            "u",
+            lambda: layer.rows(rows, every_tap(n_rows, n_offsets), n_rows * n_offsets),
+        )
         taps, site_bias = site_taps(x.sites, out_sites, steps, entry, ground), bias
     else:  # u piece by piece, the bias in its sums
         u = layer.sums(rows, site_pieces(out_sites, steps, entry, ground, row_bytes))
@@ -117,18 +138,36 @@ def _with_ground(
         values = values.to(rows.dtype).view(n_samples, *(a.n_classes for a in axes), c_out)
         return GroundState._of(values, axes)
 
-    features = conv(x.features, weight, site_bias, entry.pairs, n_out, groups, transposed, u, taps)
+    features = conv(
+        *(x.features, weight, site_bias, entry.pairs, n_out, groups, transposed, u, taps),
+        packed=layer.packed(ground),
+    )
     if out_sites.is_full:
-        return SparseTensor._of(features, out_sites, layer.zero(features))
+        state = layer.remembered(ground, "zero", partial(layer.zero, features))
+        return SparseTensor._of(features, out_sites, state)
     return SparseTensor._of(features, out_sites, layer.remembered(ground, "conv", respond))
+
+
+def _chosen(x: SparseTensor, layer: Layer, f: Callable[..., Tensor]) -> SparseTensor:
+    """Sparse, saturated, or by torch's kernel, as the crossover says."""
+    choice = _crossover.choose(
+        x, layer.steps, layer.weight, layer.c_out, layer.groups, layer.transposed
+    )
+    if choice.saturate:
+        x = x._saturate()
+        if choice.torch:
+            operands = (x._dense_view(), layer.weight, layer.bias)
+            dense = f(*map(for_torch, operands)).to(x.features.dtype)
+            return SparseTensor._from_full(dense, keep_none=x.ground is None)
+    return linear(x, layer)
 
 
 def run_dense(x: SparseTensor, steps: Steps, f: Callable[[Tensor], Tensor]) -> SparseTensor | None:
     """Torch's dense kernel where the crossover says so, with a saturated result; else None."""
     if not _crossover.runs_dense(x.sites.is_full, x.density, x.ground is None, steps):
         return None
-    dense = wide(x._dense_view() if x.sites.is_full else x.to_dense())
-    return SparseTensor._from_full(f(dense).to(x.features.dtype), keep_none=x.ground is None)
+    dense = f(for_torch(x._saturate()._dense_view())).to(x.features.dtype)
+    return SparseTensor._from_full(dense, keep_none=x.ground is None)
 
 
 def convolution(
@@ -161,17 +200,11 @@ def convolution(
         padding,
         dilation,
     )
-    if (sites.is_full or _crossover.threshold is not None) and n_axes in _CONV:
-        out = run_dense(
-            x,
-            steps,
-            lambda t: _CONV[n_axes](
-                t, wide(weight), wide(bias), stride, padding, dilation, groups
-            ),
-        )
-        if out is not None:
-            return out
-    return linear(x, Layer(weight, bias, groups, steps, c_out))
+    layer = Layer(weight, bias, groups, steps, c_out)
+    if n_axes not in _CONV:
+        return linear(x, layer)
+    args = (stride, padding, dilation, groups)
+    return _chosen(x, layer, lambda t, w, b: _CONV[n_axes](t, w, b, *args))
 
 
 def transposed_convolution(
@@ -210,12 +243,9 @@ def transposed_convolution(
         dilation,
         output_padding,
     )
-    if sites.is_full or _crossover.threshold is not None:
-        args = (stride, padding, output_padding, groups, dilation)
-        out = run_dense(x, steps, lambda t: _TRANSPOSED[n_axes](t, wide(weight), wide(bias), *args))
-        if out is not None:
-            return out
-    return linear(x, Layer(weight, bias, groups, steps, c_out, True))
+    args = (stride, padding, output_padding, groups, dilation)
+    layer = Layer(weight, bias, groups, steps, c_out, True)
+    return _chosen(x, layer, lambda t, w, b: _TRANSPOSED[n_axes](t, w, b, *args))
 
 
 # ------------------------------------------------------------------ on given sites
@@ -266,7 +296,7 @@ def submanifold_convolution(
         dilation,
     )
     if sites.is_full and n_axes in _CONV and _crossover.runs_dense(True, 1.0, False, steps):
-        w, b, full = wide(weight), wide(bias), wide(x._dense_view())
+        w, b, full = for_torch(weight), for_torch(bias), for_torch(x._dense_view())
         dense = _CONV[n_axes](full, w, b, 1, steps.left, dilation, groups)
         return SparseTensor._from_full(dense.to(x.features.dtype), sites, keep_none=True)
     entry = find(sites, steps)

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    from ._geometry import Steps
+import torch
+from torch import Tensor
+
+from . import _costs
+from ._geometry import Steps
+from ._rulebook import output_sites
+from .tensor import SparseTensor
 
 _crossover: str | float | None = "auto"
 threshold: float | None = None  # the density from which unsaturated tensors run dense, if any
@@ -17,9 +23,9 @@ def set_crossover(crossover: str | float | None) -> None:
     A layer that runs dense returns a saturated tensor: all sites active, dense storage.
 
     Args:
-        crossover: "auto" (default): where all sites of the input are active. A number: where the
-            share of active sites is at least that. None: nowhere; every layer runs on this
-            package's kernels, which give the same bits for any number of threads.
+        crossover: "auto" (default): where a shipped cost model says that it is faster. A number:
+            where the share of active sites is at least that. None: nowhere; every layer runs on
+            this package's kernels, which give the same bits for any number of threads.
 
     Raises:
         ValueError: another word, or a number outside [0, 1].
@@ -60,7 +66,7 @@ def get_crossover() -> str | float | None:
 def runs_dense(
     full: bool, density: float, ground_is_none: bool, steps: Steps | None = None
 ) -> bool:
-    """The decision.
+    """The decision for layers that cost little: pools, resampling.
 
     Without a ground (None) inactive sites do not exist, so the dense kernel is the same function
     only on a saturated input whose every output position reads a site.
@@ -76,3 +82,79 @@ def runs_dense(
     if ground_is_none:
         return full and (steps is None or steps.covers())
     return full or (threshold is not None and density >= threshold)
+
+
+# A saturated result makes every later layer cost what it costs dense: not for a small gain now, and
+# not while half of the sites are inactive.
+MARGIN = 1.0
+LEAST_DENSITY = 0.5
+
+
+class Choice(NamedTuple):
+    """How a convolution runs.
+
+    Attributes:
+        saturate: on all sites.
+        torch: by torch's kernel.
+    """
+
+    saturate: bool
+    torch: bool
+
+
+SPARSE = Choice(False, False)
+
+
+def choose(
+    x: SparseTensor, steps: Steps, weight: Tensor, c_out: int, groups: int, transposed: bool
+) -> Choice:
+    """The decision for a convolution.
+
+    A pure function of shapes, sites, classes, the weight's layout, dtype and instruction set.
+    """
+    sites, ground = x.sites, x.ground
+    if _crossover is None:
+        return SPARSE
+    if not sites.is_full and ground is None:
+        return SPARSE
+    if threshold is not None and not sites.is_full and x.density < threshold:
+        return SPARSE
+    m = _costs.machine(x.features.dtype)
+    cells_out = sites.batch_size * math.prod(steps.out_shape)
+    stride = 1 if transposed else math.prod(steps.stride)
+    n_pairs = sites.n_sites * steps.n_offsets // stride
+    rows, frozen = 0, ground is not None and ground.memo is not None
+    if ground is not None and not ground.is_zero and not frozen:
+        rows = ground.n_rows * ground.values.shape[0]
+    work = _costs.Work(
+        n_in=sites.n_sites,
+        n_out=min(cells_out, -(-sites.n_sites // stride)),
+        cells_in=sites.n_cells,
+        cells_out=cells_out,
+        n_offsets=steps.n_offsets,
+        n_pairs=n_pairs,
+        c_in=x.features.shape[1],
+        c_out=c_out,
+        groups=groups,
+        class_rows=rows,
+        ground=ground is not None and not ground.is_zero,
+        reorders=not _channels_last(weight),
+        packed=frozen,
+    )
+    if not sites.is_full and threshold is None:
+        dense = _costs.dense(m, work)
+        least = max(work.n_out, n_pairs // steps.n_offsets)
+        if least < LEAST_DENSITY * cells_out or _costs.sparse(m, work) <= MARGIN * dense:
+            # so far with the fewest output sites there can be
+            work = work._replace(n_out=output_sites(sites, steps).n_sites)
+            if work.n_out < LEAST_DENSITY * cells_out or _costs.sparse(m, work) <= MARGIN * dense:
+                return SPARSE
+    covered = ground is not None or steps.covers()
+    return Choice(True, covered and _costs.torchs(m, work) < _costs.ours(m, work))
+
+
+def _channels_last(weight: Tensor) -> bool:
+    """Whether torch's convolution takes a weight as it is."""
+    if weight.dim() == 4:
+        return weight.is_contiguous(memory_format=torch.channels_last)
+    return weight.dim() == 5 and weight.is_contiguous(memory_format=torch.channels_last_3d)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
@@ -36,14 +37,15 @@ class GroundState:
 
     values: Tensor
     axes: tuple[AxisClasses, ...]
-    is_zero: bool
+    is_zero: bool = field(init=False)  # dataclasses.replace gives what __init__ takes
 
-    # What layers made of this ground, where it is frozen (see `response`). No field, not pickled.
-    memo = None
-
-    if TYPE_CHECKING:  # what `values` is made of on first use: no fields
+    if TYPE_CHECKING:  # no fields
+        memo: dict[Hashable, tuple[Any, Any]] | None
+        # what `values` is made of on first use
         _lazy: tuple[int, torch.dtype, torch.device | str]
         _row: Tensor
+    else:
+        memo = None  # what layers made of this ground, where it is frozen: see `remembered`
 
     def __init__(self, values: Tensor, axes: Sequence[AxisClasses]) -> None:
         """Values as rows.
@@ -207,13 +209,13 @@ class GroundState:
             values.view(n_samples, *(a.n_classes for a in axes), self.channels), axes
         )
 
-    def cell_rows(self, batch_size: int) -> Tensor:
-        """Class row of every cell of the grid, in grid order: int32 (batch_size * cells,)."""
-        ids = np.zeros(1, np.int32)
-        for axis in self.axes:
-            ids = (ids[:, None] * np.int32(axis.n_classes) + axis.expand()).reshape(-1)
-        sample = np.arange(batch_size, dtype=np.int32) * np.int32(self.n_rows * self.per_sample)
-        return torch.from_numpy((sample[:, None] + ids).reshape(-1))
+    def cells(self, batch_size: int) -> Tensor:
+        """The value of every cell of the grid, in grid order: (batch_size * cells, C), new."""
+        if all(axis.is_identity for axis in self.axes) and len(self.values) == batch_size:
+            return self.rows.clone()
+        small = batch_size * math.prod(self.spatial_shape) <= _SMALL
+        cell_rows = (_cell_rows if small else _all_rows)(self.axes, batch_size, self.per_sample)
+        return gather_rows(self.rows, cell_rows)
 
     def same_as(self, other: GroundState) -> bool:
         """Whether both hold the same values, known without looking at gradients."""
@@ -234,11 +236,27 @@ class GroundState:
         )
 
 
+def _all_rows(axes: tuple[AxisClasses, ...], batch_size: int, per_sample: bool) -> Tensor:
+    """Class row of every cell of the grid, in grid order: int32 (batch_size * cells,)."""
+    ids = np.zeros(1, np.int32)
+    for axis in axes:
+        ids = (ids[:, None] * np.int32(axis.n_classes) + axis.expand()).reshape(-1)
+    n_rows = math.prod(axis.n_classes for axis in axes)
+    sample = np.arange(batch_size, dtype=np.int32) * np.int32(n_rows * per_sample)
+    return torch.from_numpy((sample[:, None] + ids).reshape(-1))
+
+
+_SMALL = 1 << 20  # cells of a grid whose class rows are remembered
+_cell_rows = lru_cache(maxsize=32)(_all_rows)
+
+
 # ------------------------------------------------------------------ frozen
 _MEMO_SIZE = 64  # responses of one ground: layers that read it, not frames
 
 
-def remembered(ground: GroundState, key: Hashable, held: tuple[Any, ...], make: Callable[[], T]) -> T:
+def remembered(
+    ground: GroundState, key: Hashable, held: tuple[Any, ...], make: Callable[[], T]
+) -> T:
     """`make()`, or what it gave the last time where the ground is frozen.
 
     A frozen ground knows what became of it in every layer, and what becomes of that is frozen too:
@@ -250,7 +268,7 @@ def remembered(ground: GroundState, key: Hashable, held: tuple[Any, ...], make: 
         held: parameters and other grounds that the result depends on, known by their identity.
         make: computes the result.
     """
-    memo: dict[Hashable, tuple[Any, Any]] | None = ground.memo
+    memo = ground.memo
     if memo is None or torch.is_grad_enabled():
         return make()
     whole = (key, *map(id, held))

@@ -15,6 +15,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
+from . import _C
 from .tensor import SparseTensor
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -28,6 +29,16 @@ def wide(values: _T) -> _T:
     if values is not None and values.dtype in _NARROW:
         return values.float()
     return values
+
+
+def for_torch(values: _T) -> _T:
+    """What torch's dense kernels get: 16-bit values as float32, unless the machine multiplies them.
+
+    Without AMX torch's bfloat16 convolution is slower than its float32.
+    """
+    if values is not None and values.dtype == torch.bfloat16 and _C.isa_chosen() == "amx":
+        return values
+    return wide(values)
 
 
 def widened(f: _F) -> _F:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,10 +34,7 @@ class Entry:
     @property
     def n_bytes(self) -> int:
         """Bytes held."""
-        held = 8 * self.pairs.n_pairs + 8 * self.pairs.n_offsets
-        if self.out_sites is not None:
-            held += 12 * (1 + self.out_sites.n_axes) * self.out_sites.n_sites
-        return held
+        return 8 * self.pairs.n_pairs + 8 * self.pairs.n_offsets
 
 
 def find(sites: Sites, steps: Steps) -> Entry:
@@ -48,6 +46,43 @@ def find(sites: Sites, steps: Steps) -> Entry:
     return entry
 
 
+def output_sites(sites: Sites, steps: Steps) -> Sites:
+    """All sites that read an active one: what a pair list leads to; remembered."""
+    if steps.is_pointwise or steps.kind == "submanifold":
+        return sites
+    key = ("out", steps)
+    found = _cache.get(sites, key)
+    if found is None:
+        found = _Out(_output_sites(sites, steps))
+        found = _cache.put(sites, key, found, found.n_bytes)
+    return sites if found.sites is None else found.sites
+
+
+class _Out(NamedTuple):
+    sites: Sites | None  # None: the owner's, which it must not refer to
+
+    @property
+    def n_bytes(self) -> int:
+        if self.sites is None or self.sites.is_full:
+            return 0
+        return 12 * (1 + self.sites.n_axes) * self.sites.n_sites
+
+
+def _output_sites(sites: Sites, steps: Steps) -> Sites | None:
+    if sites.is_full and steps.covers():
+        same = steps.out_shape == steps.in_shape
+        return None if same else Sites.full(sites.batch_size, steps.out_shape, sites.device)
+    coords = sites.coords
+    geometry = (steps.kernel, steps.stride, steps.left, steps.dilation)
+    transposed = steps.kind == "transposed"
+    out = ops.output_coords(coords, steps.in_shape, steps.out_shape, *geometry, transposed)
+    if len(out) == sites.batch_size * math.prod(steps.out_shape) > 0:
+        return Sites.full(sites.batch_size, steps.out_shape, sites.device)
+    if steps.out_shape == steps.in_shape and len(out) == len(coords) and torch.equal(out, coords):
+        return None
+    return Sites(out, steps.out_shape, sites.batch_size, sites.device)
+
+
 def _build(sites: Sites, steps: Steps) -> Entry:
     coords = sites.coords
     geometry = (steps.kernel, steps.stride, steps.left, steps.dilation)
@@ -57,20 +92,12 @@ def _build(sites: Sites, steps: Steps) -> Entry:
     if steps.kind == "submanifold":
         pairs = ops.build_pairs(coords, coords, steps.in_shape, *geometry, symmetric=True)
         return Entry(pairs.reversed(), None)
-    transposed = steps.kind == "transposed"
-    out = ops.output_coords(coords, steps.in_shape, steps.out_shape, *geometry, transposed)
-    if transposed:
-        pairs = ops.build_pairs(coords, out, steps.out_shape, *geometry)
+    out = output_sites(sites, steps)
+    if steps.kind == "transposed":
+        pairs = ops.build_pairs(coords, out.coords, steps.out_shape, *geometry)
     else:
-        pairs = ops.build_pairs(out, coords, steps.in_shape, *geometry).reversed()
-    same = steps.out_shape == steps.in_shape and len(out) == len(coords)
-    if same and torch.equal(out, coords):
-        return Entry(pairs, None)
-    if len(out) == sites.batch_size * math.prod(steps.out_shape):
-        out_sites = Sites.full(sites.batch_size, steps.out_shape, sites.device)
-    else:
-        out_sites = Sites(out, steps.out_shape, sites.batch_size, sites.device)
-    return Entry(pairs, out_sites)
+        pairs = ops.build_pairs(out.coords, coords, steps.in_shape, *geometry).reversed()
+    return Entry(pairs, None if out is sites else out)
 
 
 def find_inverse(sites: Sites, like: Sites, steps: Steps) -> ops.Pairs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -41,6 +42,28 @@ def fast_apply(function: type[torch.autograd.Function]) -> Callable[..., Any]:
     """
     apply: Callable[..., Any] = super(torch.autograd.Function, function).apply  # type: ignore[misc]
     return apply
+
+
+def extend_forward(
+    cls: type[torch.nn.Module], kind: type, handler: Callable[[Any, Any], Any]
+) -> None:
+    """Let modules of class `cls` ask `handler(module, input)` about an input of type `kind`.
+
+    For a class of torch whose forward has no overridable function on the way to what must be
+    replaced. Where the handler returns NotImplemented, and for every other input, torch's own
+    forward runs.
+    """
+    dense = cls.forward
+
+    @functools.wraps(dense)
+    def forward(self: Any, input: Any) -> Any:
+        if isinstance(input, kind):
+            out = handler(self, input)
+            if out is not NotImplemented:
+                return out
+        return dense(self, input)
+
+    cls.forward = forward
 
 
 ConvBase = torch.nn.modules.conv._ConvNd

@@ -66,6 +66,56 @@ def _merge_keys(a: Sites, b: Sites) -> tuple[Sites, Rows, Rows]:
     return sites, rows_a, rows_b
 
 
+class Joined(NamedTuple):
+    """The union of two sites, and where its rows come from.
+
+    Attributes:
+        sites: the union; None where it is the first operand's.
+        from_a: int32 (n,): a row of the first operand, or -1.
+        from_b: of the second.
+    """
+
+    sites: Sites | None
+    from_a: Tensor
+    from_b: Tensor
+
+
+def join(a: Sites, b: Sites) -> Joined:
+    """One merge of two sorted lists of keys; remembered by `a`."""
+    key = ("join", b.uid)
+    found = _cache.get(a, key)
+    if found is None:
+        keys, from_a, from_b = ops.join_rows(a.keys, b.keys)
+        sites = None
+        if len(keys) == b.n_sites:
+            sites = b
+        if len(keys) != a.n_sites and sites is None:
+            coords = ops.coords_of_keys(keys, a.spatial_shape)
+            sites = Sites(coords, a.spatial_shape, a.batch_size, a.device)
+            sites._keys = keys
+        found = Joined(None if len(keys) == a.n_sites else sites, from_a, from_b)
+        found = _cache.put(a, key, found, 36 * len(keys))
+    return found
+
+
+def add(a: SparseTensor, b: SparseTensor, scale: float) -> tuple[Tensor, Sites]:
+    """Features of a + scale * b on the union of their sites, without a gradient."""
+    joined = join(a.sites, b.sites)
+    sites = a.sites if joined.sites is None else joined.sites
+    ground_a, from_a = _inactive(a, joined.from_a, sites)
+    ground_b, from_b = _inactive(b, joined.from_b, sites)
+    y = ops.add_rows(a.features, ground_a, from_a, b.features, ground_b, from_b, scale)
+    return y, sites
+
+
+def _inactive(x: SparseTensor, rows: Tensor, sites: Sites) -> tuple[Tensor | None, Tensor]:
+    """The ground's rows, and `rows` with -2 - g where x holds class row g of it."""
+    ground = x.ground
+    if ground is None or ground.is_zero or x.sites.n_sites == sites.n_sites:
+        return None, rows
+    return ground.rows.contiguous(), torch.where(rows < 0, -2 - ground.rows_of(sites), rows)
+
+
 # ------------------------------------------------------------------ features
 class _Part(NamedTuple):
     """Where some rows go: the gradient comes from there."""

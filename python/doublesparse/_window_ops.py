@@ -99,6 +99,33 @@ def ground_taps(table: Tensor, n_class_rows: int) -> tuple[Tensor, Tensor, Tenso
     return start, u_rows, class_rows, u_offset_start
 
 
+def every_tap(table: Tensor, n_class_rows: int) -> tuple[Tensor, Tensor]:
+    """The ground reads of a window table, as CSR into all (offset, class row) products.
+
+    Args:
+        table: int32 (n_out, n_offsets).
+        n_class_rows: every entry must be at least ``-1 - n_class_rows``.
+
+    Returns:
+        ``start`` int64 (n_out + 1,) and ``u_rows`` int32 (n_taps,): row ``k * n_class_rows + g``
+        where offset k reads class row g, offsets ascending.
+
+    Raises:
+        ValueError: an entry is out of range, or the products do not fit int32.
+    """
+    _require_size("every_tap", "n_class_rows", n_class_rows)
+    try:
+        n_out, _ = table.shape
+    except _NO_SHAPE:
+        _refuse("every_tap", table=(table, 2))
+        raise
+    start, threads = torch.empty(n_out + 1, dtype=torch.int64), torch.get_num_threads()
+    n_taps = _C.plan_every_tap(table, n_class_rows, start, threads)
+    u_rows = torch.empty(n_taps, dtype=torch.int32)
+    _C.fill_every_tap(table, n_class_rows, start, u_rows, threads)
+    return start, u_rows
+
+
 def invert_rows(rows: Tensor, n: int) -> tuple[Tensor, Tensor]:
     """Where each value of [0, n) occurs in ``rows``, as CSR; negative rows are skipped.
 
@@ -128,6 +155,78 @@ def invert_rows(rows: Tensor, n: int) -> tuple[Tensor, Tensor]:
 def _workspace(values: Tensor, n_positions: int, n_channels: int) -> Tensor:
     size = _C.segment_workspace(values.dtype == torch.float64, n_positions, n_channels)
     return torch.empty(size, dtype=torch.int64)
+
+
+def join_rows(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The union of two sorted lists of keys.
+
+    Args:
+        a: int64 (n_a,), strictly ascending.
+        b: int64 (n_b,), strictly ascending.
+
+    Returns:
+        the keys int64 (n,), and for each the row of `a` and of `b` that has it, or -1: int32.
+    """
+    try:
+        most = len(a) + len(b)
+    except TypeError:
+        _refuse("join_rows", a=(a, 1), b=(b, 1))
+        raise
+    keys = torch.empty(most, dtype=torch.int64)
+    rows = torch.empty(2, most, dtype=torch.int32)
+    n = _C.join_rows(a, b, keys, rows[0], rows[1])
+    return keys[:n], rows[0, :n], rows[1, :n]
+
+
+def add_rows(
+    a: Tensor,
+    ground_a: Tensor | None,
+    from_a: Tensor,
+    b: Tensor,
+    ground_b: Tensor | None,
+    from_b: Tensor,
+    scale: float = 1.0,
+) -> Tensor:
+    """Sums of rows of two tensors, ``a + scale * b``: (n_out, C).
+
+    Args:
+        a: (n_a, C), float32 or float64.
+        ground_a: (n_ground, C) or None.
+        from_a: int32 (n_out,): a row of `a`; or -1, zero; or -2 - g, row g of its ground.
+        b: as `a`.
+        ground_b: as `ground_a`.
+        from_b: as `from_a`.
+        scale: of `b`.
+    """
+    try:
+        y = a.new_empty(len(from_a), a.shape[1])
+    except (*_NO_SHAPE, IndexError):
+        _refuse("add_rows", a=(a, 2), from_a=(from_a, 1))
+        raise
+    threads = torch.get_num_threads()
+    _C.add_rows(a, ground_a, from_a, b, ground_b, from_b, scale, y, threads)
+    return y
+
+
+def scatter_rows(rows: Tensor, place: Tensor, n_out: int) -> Tensor:
+    """Rows at their places, zero elsewhere: (n_out, C).
+
+    Args:
+        rows: (n, C), float32 or float64.
+        place: int64 (n,), strictly ascending, in [0, n_out).
+        n_out: rows of the result.
+
+    Raises:
+        ValueError: places out of order or range.
+    """
+    _require_size("scatter_rows", "n_out", n_out)
+    try:
+        out = rows.new_empty(n_out, rows.shape[1])
+    except (*_NO_SHAPE, IndexError):
+        _refuse("scatter_rows", rows=(rows, 2))
+        raise
+    _C.scatter_rows(rows, place, out, torch.get_num_threads())
+    return out
 
 
 def segment_sum(

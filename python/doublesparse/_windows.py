@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +19,7 @@ from ._autograd import Segments
 from ._autograd_windows import Table
 from ._classes import Array, AxisClasses, flat_taps
 from ._geometry import Steps
-from ._ground import MAX_ROWS, GroundState
+from ._ground import MAX_ROWS, GroundState, remembered
 from ._rulebook import Entry
 from .sites import Sites
 
@@ -28,6 +28,7 @@ Axes = tuple[AxisClasses, ...]
 U_BYTES = 64 << 20  # the table of W_k G is worked through in pieces of this size
 _SHORT = 1024  # runs of the class maps, and
 _SMALL = 1 << 14  # taps of their output classes, that are kept beyond one set of sites
+_FROZEN = 1 << 22  # the same, kept with a frozen ground
 
 
 class ClassMap(NamedTuple):
@@ -84,17 +85,22 @@ def class_windows(cmap: ClassMap, n_samples: int, first: int, last: int) -> Tens
     return torch.from_numpy(flat.astype(np.int32, copy=False))
 
 
-def site_windows(entry: Entry, out_sites: Sites, cmap: ClassMap | None, n_samples: int) -> Tensor:
+def site_windows(
+    steps: Steps, entry: Entry, out_sites: Sites, ground: GroundState | None
+) -> Tensor:
     """What each tap of every output site reads: int32 (n_out, n_offsets), coded as in `Table`.
 
-    Without a class map, inactive sites do not exist.
+    Without a ground, inactive sites do not exist.
     """
     pairs, n_out = entry.pairs, out_sites.n_sites
-    if cmap is None:
+    if ground is None:
         return ops.window_table(pairs, n_out)
+    cmap, n_samples = class_map(steps, ground.axes), ground.values.shape[0]
     out_class = out_sites.class_of(cmap.axes)
-    if cmap.n_out <= max(n_out, 1024):
-        taps = class_windows(cmap, 1, 0, cmap.n_out)
+    frozen = ground.memo is not None and cmap.n_out * steps.n_offsets <= _FROZEN
+    if frozen or cmap.n_out <= max(n_out, 1024):
+        make = partial(class_windows, cmap, 1, 0, cmap.n_out)
+        taps = remembered(ground, ("windows", steps), (), make)
     else:  # a background image on few sites: only the classes that occur
         used, out_class = torch.unique(out_class, return_inverse=True)
         taps = torch.from_numpy(flat_taps(cmap.reads, cmap.n_in, used.numpy()))
@@ -121,11 +127,8 @@ def every_tap(n_rows: int, n_offsets: int) -> ops.Pairs:
 
 def _whole_taps(table: Tensor, n_rows: int) -> Segments:
     """Rows of the whole table u that the windows add: a tap of class row g at offset k, its row."""
-    offset = torch.arange(table.shape[1], dtype=torch.int32) * n_rows
-    inactive = table <= -2
-    start = torch.zeros(len(table) + 1, dtype=torch.int64)
-    torch.cumsum(inactive.sum(1), 0, out=start[1:])
-    return Segments((offset - 2 - table)[inactive], start, n_rows * table.shape[1])
+    start, u_rows = ops.every_tap(table, n_rows)
+    return Segments(u_rows, start, n_rows * table.shape[1])
 
 
 def _as_ground_taps(windows: Tensor) -> Tensor:
@@ -139,7 +142,8 @@ class Chunk(NamedTuple):
     The table u = W_k G for the (offset, class) pairs that occur in it, and its sums.
     """
 
-    pairs: ops.Pairs  # class rows to rows of u
+    used: Tensor  # class rows of the ground, ascending
+    pairs: ops.Pairs  # these to rows of u
     n_u: int
     segments: Segments  # rows of u that each window adds
 
@@ -158,7 +162,7 @@ def site_taps(
     key = ("taps", steps, ground.axes, n_samples)
     found = _cache.get(sites, key)
     if found is None:
-        table = site_windows(entry, out_sites, class_map(steps, ground.axes), n_samples)
+        table = site_windows(steps, entry, out_sites, ground)
         found = _whole_taps(table, ground.n_rows * n_samples)
         found = _cache.put(sites, key, found, 2 * found.n_bytes)
     return found
@@ -193,11 +197,23 @@ def pieces(
     """
     step = max(1, U_BYTES // (row_bytes * n_offsets))  # a window adds n_offsets rows to u at most
     for first in range(0, max(total, 1), step):
-        part = table(first, min(total, first + step))
-        start, u_rows, class_rows, u_start = ops.ground_taps(part, n_rows)
+        part, used = _renumbered(table(first, min(total, first + step)), n_rows)
+        start, u_rows, class_rows, u_start = ops.ground_taps(part, len(used))
         n_u = len(class_rows)
         pairs = ops.Pairs(class_rows, torch.arange(n_u, dtype=torch.int32), u_start)
-        yield Chunk(pairs, n_u, Segments(u_rows, start, n_u))
+        yield Chunk(used, pairs, n_u, Segments(u_rows, start, n_u))
+
+
+def _renumbered(table: Tensor, n_rows: int) -> tuple[Tensor, Tensor]:
+    """A table over the class rows that occur in it, and which those are: int32, ascending."""
+    inactive = table <= -2
+    rows = -2 - table[inactive]
+    occurs = torch.zeros(n_rows, dtype=torch.bool)
+    occurs[rows] = True
+    number = torch.cumsum(occurs, 0, dtype=torch.int32) - 1
+    renumbered = table.clone()
+    renumbered[inactive] = -2 - number[rows]
+    return renumbered, occurs.nonzero().view(-1).to(torch.int32)
 
 
 def site_pieces(
@@ -205,7 +221,7 @@ def site_pieces(
 ) -> Iterator[Chunk]:
     """The windows of the output sites, in pieces."""
     n_samples = ground.values.shape[0]
-    table = site_windows(entry, out_sites, class_map(steps, ground.axes), n_samples)
+    table = site_windows(steps, entry, out_sites, ground)
     n_rows = ground.n_rows * n_samples
     return pieces(lambda i, j: table[i:j], len(table), n_rows, steps.n_offsets, row_bytes)
 
@@ -272,7 +288,7 @@ def pool_plan(
     plan = _cache.get(sites, key)
     if plan is None:
         cmap = None if axes is None else class_map(steps, axes)
-        table = Table(site_windows(entry, out_sites, cmap, n_samples))
+        table = Table(site_windows(steps, entry, out_sites, ground))
         plan = PoolPlan(table, cmap, n_samples)
         held = table.n_bytes
         if cmap is not None:

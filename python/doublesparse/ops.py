@@ -14,8 +14,13 @@ import torch
 from torch import Tensor
 
 from . import _C
+from ._scratch import scratch
+from ._window_ops import add_rows as add_rows
+from ._window_ops import every_tap as every_tap
 from ._window_ops import ground_taps as ground_taps
 from ._window_ops import invert_rows as invert_rows
+from ._window_ops import join_rows as join_rows
+from ._window_ops import scatter_rows as scatter_rows
 from ._window_ops import segment_sum as segment_sum
 from ._window_ops import segment_sum_sq as segment_sum_sq
 from ._window_ops import window_max as window_max
@@ -81,7 +86,7 @@ def build_pairs(
         query_coords, target_coords, target_shape, kernel, stride, padding, dilation, symmetric
     )
     threads = torch.get_num_threads()
-    workspace = torch.empty(plan.workspace(), dtype=torch.int64)
+    workspace = scratch(plan.workspace(), torch.int64)
     offset_start = torch.empty(math.prod(kernel) + 1, dtype=torch.int64)
     n_pairs = plan.count(workspace, offset_start, threads)
     query_rows = torch.empty(n_pairs, dtype=torch.int32)
@@ -122,11 +127,28 @@ def output_coords(
         walk = (kernel[a], stride[a], padding[a], dilation[a], transposed)
         axis = (shape[a], out_shape[a], math.prod(shape[a + 1 :]), *walk)
         fan_out = _C.axis_fan_out(kernel[a], stride[a], dilation[a], transposed)
-        workspace = torch.empty(_C.axis_workspace(len(keys), kernel[a]), dtype=torch.int64)
+        workspace = scratch(_C.axis_workspace(len(keys), kernel[a]), torch.int64)
         out = torch.empty(len(keys) * fan_out, dtype=torch.int64)
         keys = out[: _C.dilate_axis(keys, *axis, workspace, out)]
         shape[a] = out_shape[a]
     return coords_of_keys(keys, tuple(shape))
+
+
+def pack_weight(weight: Tensor, groups: int = 1, transposed: bool = False) -> Tensor:
+    """A weight in the order that ``conv`` reads it, to be kept where it does not change: 1-D.
+
+    Args:
+        weight: as of ``conv``.
+        groups: as of ``conv``.
+        transposed: as of ``conv``.
+    """
+    c_in, c_out = weight.shape[1] * groups, weight.shape[0]
+    if transposed:
+        c_in, c_out = c_out, c_in
+    size = _C.packed_size(weight.dtype == torch.float64, c_in, c_out, weight.shape[2], groups)
+    packed = weight.new_empty(size)
+    _C.conv_pack(weight, c_in, c_out, groups, transposed, packed, torch.get_num_threads())
+    return packed
 
 
 def conv(
@@ -140,6 +162,7 @@ def conv(
     u_start: Tensor | None = None,
     u_rows: Tensor | None = None,
     transposed: bool = False,
+    packed: Tensor | None = None,
 ) -> Tensor:
     """``y[dst] = bias + sum of the row's u + sum over pairs of x[src] . W_k``: (n_dst, c_out).
 
@@ -147,7 +170,8 @@ def conv(
         x: (n_src, c_in).
         weight: (c_out, c_in / groups, n_offsets); where ``transposed`` (c_in, c_out / groups,
             n_offsets), which makes the same call an input gradient (with ``pairs.reversed()``) or a
-            transposed convolution in torch's layout.
+            transposed convolution in torch's layout. Its last two dimensions may be swapped in
+            memory (channels-last).
         pairs: joins rows of x to rows of y.
         n_dst: rows of the result.
         bias: (c_out,) or None; of 16-bit features float32 or their dtype, and so u.
@@ -156,10 +180,14 @@ def conv(
         u_start: int64 (n_dst + 1,).
         u_rows: int32.
         transposed: see ``weight``.
+        packed: ``pack_weight`` of the weight, of which then only the shape is read.
     """
     c_out = weight.shape[1] * groups if transposed else weight.shape[0]
     y = x.new_empty(n_dst, c_out)
     threads = torch.get_num_threads()
+    if packed is not None:
+        _C.conv(x, None, bias, u, u_start, u_rows, pairs, groups, transposed, packed, y, threads)
+        return y
     wide = x.dtype
     if wide in _HALF:
         wide = torch.float32
@@ -167,8 +195,7 @@ def conv(
         u = u.float() if u is not None and u.dtype == x.dtype else u
         if _C.takes_row_groups(x, c_out, groups) and not _C.has_row_groups(pairs, n_dst):
             _group_rows(pairs, n_dst, threads)
-    size = _C.conv_workspace(x, c_out, pairs.n_offsets, groups, n_dst)
-    workspace = x.new_empty(size, dtype=wide)
+    workspace = scratch(_C.conv_workspace(x, c_out, pairs.n_offsets, groups, n_dst), wide)
     _C.conv(x, weight, bias, u, u_start, u_rows, pairs, groups, transposed, workspace, y, threads)
     return y
 
@@ -198,6 +225,6 @@ def conv_weight_grad(x: Tensor, dy: Tensor, pairs: Pairs, groups: int = 1) -> Te
     c_in, c_out = x.shape[1], dy.shape[1]
     dw = x.new_empty(c_out, c_in // groups, pairs.n_offsets)
     size = _C.conv_weight_grad_workspace(x, dy, pairs, groups)
-    workspace = x.new_empty(size, dtype=torch.float32 if x.dtype in _HALF else x.dtype)
+    workspace = scratch(size, torch.float32 if x.dtype in _HALF else x.dtype)
     _C.conv_weight_grad(x, dy, pairs, groups, workspace, dw, torch.get_num_threads())
     return dw

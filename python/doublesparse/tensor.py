@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._autograd import gather_rows, merge_repeats
+from ._autograd import merge_repeats, scatter_rows
 from ._checks import check_duplicates, check_features, check_shape, repeated
-from ._ground import GroundState, differs, make_ground
+from ._ground import GroundState, differs, make_ground, remembered
 from ._torch_compat import function_name
 from .sites import Sites
 
@@ -60,11 +61,13 @@ class SparseTensor:
     def __init__(
         self,
         features: Tensor,
-        coords: Tensor,
-        spatial_shape: Sequence[int],
+        coords: Any = None,
+        spatial_shape: Any = None,
         batch_size: int | None = None,
         ground: Any = 0.0,
         duplicates: str = "error",
+        *,
+        sites: Sites | None = None,
     ) -> None:
         """From features and coordinates in any order.
 
@@ -76,6 +79,7 @@ class SparseTensor:
             ground: a number, (C,) or an image (1 or B, C, *spatial or 1s), differentiable; or None.
             duplicates: what to do with rows at the same site: "error", "sum", "mean", "max"
                 (gradients of ties are shared) or "first"; differentiable.
+            sites: instead of coords, spatial_shape and batch_size: those of another tensor.
 
         Raises:
             TypeError: a type or dtype that cannot be meant.
@@ -84,6 +88,9 @@ class SparseTensor:
             NotImplementedError: meta tensors.
         """
         check_duplicates(duplicates)
+        if isinstance(sites, Sites):  # as dataclasses.replace does, by which FSDP rebuilds tensors
+            self.__dict__.update(self._of(features, sites, None).replace(features, ground).__dict__)
+            return
         check_features(features)
         shape = check_shape(spatial_shape)
         if isinstance(coords, Tensor) and coords.device != features.device and not coords.is_meta:
@@ -171,17 +178,20 @@ class SparseTensor:
 
     def to_dense(self) -> Tensor:
         """(B, C, *spatial), inactive sites filled with the ground (0 where it is None)."""
-        if self.sites.is_full:
-            return self._dense_view().contiguous()
+        return self._saturate()._dense_view().contiguous()
+
+    def _saturate(self) -> SparseTensor:
+        """All sites active; those that were not hold the ground (0 where it is None)."""
         sites, features, ground = self.sites, self.features, self.ground
-        channels = features.shape[1]
+        if sites.is_full:
+            return self
         if ground is None or ground.is_zero:
-            image = features.new_zeros(sites.n_cells, channels)
-        else:
-            image = gather_rows(ground.rows, ground.cell_rows(sites.batch_size))
-        image = image.index_copy_(0, sites.keys, features)  # `image` is new here
-        image = image.view(sites.batch_size, *sites.spatial_shape, channels)
-        return image.movedim(-1, 1).contiguous()
+            image = scatter_rows(features, sites.keys, sites.n_cells)
+        else:  # a new image
+            image = ground.cells(sites.batch_size).index_copy_(0, sites.keys, features)
+        full = Sites.full(sites.batch_size, sites.spatial_shape, sites.device)
+        zero = partial(self._zero, features, full)
+        return self._of(image, full, ground and remembered(ground, "saturated", (), zero))
 
     def replace(self, features: Tensor | None = None, ground: Any = _KEEP) -> SparseTensor:
         """Other features or another ground at the same sites.

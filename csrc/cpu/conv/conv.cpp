@@ -4,6 +4,7 @@
 
 #include "core/parallel.h"
 #include "cpu/conv/depthwise.h"
+#include "cpu/conv/pack.h"
 #include "cpu/kernels.h"
 
 namespace ds {
@@ -19,25 +20,54 @@ int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
 }
 
-// [offset][panel][c_in][panel_width] of one group, from torch's layout; columns past c_out are
-// zero.
+// Few output rows and a large weight (the last layers of a network at batch 1): a panel is packed
+// right before its use and stays in L2, instead of a pass over the whole weight that memory bounds
+// before the pass that multiplies. Two thirds of the time at 49 rows and 512 -> 512 channels.
+constexpr int64_t kFewRows = 256;
+
 template <class T>
-void pack_panel(const ConvArgs<T>& a, int64_t c_in, int64_t c_out, int64_t group, int64_t panel,
-                int64_t n_panels, int64_t width, T* packed) {
-  const int64_t k_count = a.pairs.n_offsets;
-  const int64_t columns = std::min(width, c_out - panel * width);
-  for (int64_t c = 0; c < c_in; ++c) {
-    for (int64_t k = 0; k < k_count; ++k) {
-      T* row = packed + ((k * n_panels + panel) * c_in + c) * width;
-      // weight (c_out, c_in, k), or (c_in, c_out, k) where transposed; `group` is outermost in both
-      const T* w = a.transposed
-                       ? a.weight + ((group * c_in + c) * c_out + panel * width) * k_count + k
-                       : a.weight + ((group * c_out + panel * width) * c_in + c) * k_count + k;
-      const int64_t stride = a.transposed ? k_count : c_in * k_count;
-      for (int64_t j = 0; j < columns; ++j) row[j] = w[j * stride];
-      for (int64_t j = columns; j < width; ++j) row[j] = T(0);
-    }
-  }
+bool packs_by_panel(const ConvArgs<T>& a) {
+  const int64_t c_out = a.c_out / a.groups, width = packed_width<T>(c_out);
+  // a last panel with fewer columns might have a kernel, and a width, of its own
+  return a.weight != nullptr && a.n_dst <= kFewRows && c_out > width && c_out % width == 0;
+}
+
+// The operands of output channels [column, column + c_out) of a group, packed at `w`.
+template <class T>
+GemmTile<T> tile_of(const ConvArgs<T>& a, int64_t group, int64_t column, int64_t c_out,
+                    const T* w) {
+  const int64_t c_in = a.c_in / a.groups, first = group * (a.c_out / a.groups) + column;
+  GemmTile<T> t;
+  t.x = a.x + group * c_in;
+  t.ldx = a.c_in;
+  t.w = w;
+  t.n_offsets = a.pairs.n_offsets;
+  t.c_in = c_in;
+  t.c_out = c_out;
+  t.y = a.y + first;
+  t.ldy = a.c_out;
+  t.bias = a.bias ? a.bias + first : nullptr;
+  t.u = a.u ? a.u + first : nullptr;
+  t.u_start = a.u_start;
+  t.u_rows = a.u_rows;
+  t.src = a.pairs.src;
+  t.dst = a.pairs.dst;
+  t.offset_start = a.pairs.offset_start;
+  t.row_begin = 0;
+  t.row_end = a.n_dst;
+  return t;
+}
+
+template <class T>
+void conv_by_panel(const ConvArgs<T>& a, int n_threads) {
+  const int64_t c_out = a.c_out / a.groups, width = packed_width<T>(c_out);
+  const int64_t n_panels = c_out / width, panel_size = a.c_in / a.groups * width;
+  parallel_for_workers(a.groups * n_panels, n_threads, [&](int64_t job, int worker) {
+    const int64_t group = job / n_panels, panel = job % n_panels;
+    T* packed = a.workspace + worker * a.pairs.n_offsets * panel_size;
+    pack_panel(a, group, panel, panel_size, packed);
+    kernels<T>().gemm_tile(tile_of(a, group, panel * width, width, packed));
+  });
 }
 
 }  // namespace
@@ -45,50 +75,40 @@ void pack_panel(const ConvArgs<T>& a, int64_t c_in, int64_t c_out, int64_t group
 template <class T>
 int64_t conv_workspace(int64_t c_in, int64_t c_out, int64_t n_offsets, int64_t groups) {
   if (is_depthwise(c_in, c_out, groups)) return n_offsets * c_in;
-  const int64_t width = packed_width<T>(c_out / groups);
-  return n_offsets * c_in * ceil_div(c_out / groups, width) * width;
+  return packed_size<T>(c_in, c_out, n_offsets, groups);
+}
+
+template <class T>
+void conv_pack(const ConvArgs<T>& a, int n_threads) {
+  if (is_depthwise(a.c_in, a.c_out, a.groups)) return depthwise_pack(a);
+  pack_weight(a, n_threads);
 }
 
 template <class T>
 void conv(const ConvArgs<T>& a, int n_threads) {
-  if (is_depthwise(a.c_in, a.c_out, a.groups)) return depthwise_conv(a, n_threads);
-  const KernelSet<T>& kernel = kernels<T>();
+  const bool depthwise = is_depthwise(a.c_in, a.c_out, a.groups);
+  if (!depthwise && packs_by_panel(a)) return conv_by_panel(a, n_threads);
+  if (a.weight != nullptr) conv_pack(a, n_threads);
+  if (depthwise) return depthwise_conv(a, n_threads);
   const int64_t c_in = a.c_in / a.groups, c_out = a.c_out / a.groups;
   const int64_t width = packed_width<T>(c_out), n_panels = ceil_div(c_out, width);
   const int64_t group_stride = a.pairs.n_offsets * n_panels * c_in * width;
-  parallel_for(a.groups * n_panels, n_threads, [&](int64_t job) {
-    pack_panel(a, c_in, c_out, job / n_panels, job % n_panels, n_panels, width,
-               a.workspace + (job / n_panels) * group_stride);
-  });
   const int64_t tile_rows = std::clamp<int64_t>(
       kTileBytes / static_cast<int64_t>(a.c_out * sizeof(T)), kMinTileRows, kMaxTileRows);
   parallel_for(ceil_div(a.n_dst, tile_rows), n_threads, [&](int64_t tile) {
     for (int64_t g = 0; g < a.groups; ++g) {
-      GemmTile<T> t;
-      t.x = a.x + g * c_in;
-      t.ldx = a.c_in;
-      t.w = a.workspace + g * group_stride;
-      t.n_offsets = a.pairs.n_offsets;
-      t.c_in = c_in;
-      t.c_out = c_out;
-      t.y = a.y + g * c_out;
-      t.ldy = a.c_out;
-      t.bias = a.bias ? a.bias + g * c_out : nullptr;
-      t.u = a.u ? a.u + g * c_out : nullptr;
-      t.u_start = a.u_start;
-      t.u_rows = a.u_rows;
-      t.src = a.pairs.src;
-      t.dst = a.pairs.dst;
-      t.offset_start = a.pairs.offset_start;
+      GemmTile<T> t = tile_of(a, g, 0, c_out, a.workspace + g * group_stride);
       t.row_begin = tile * tile_rows;
       t.row_end = std::min(a.n_dst, t.row_begin + tile_rows);
-      kernel.gemm_tile(t);
+      kernels<T>().gemm_tile(t);
     }
   });
 }
 
 template int64_t conv_workspace<float>(int64_t, int64_t, int64_t, int64_t);
 template int64_t conv_workspace<double>(int64_t, int64_t, int64_t, int64_t);
+template void conv_pack<float>(const ConvArgs<float>&, int);
+template void conv_pack<double>(const ConvArgs<double>&, int);
 template void conv<float>(const ConvArgs<float>&, int);
 template void conv<double>(const ConvArgs<double>&, int);
 

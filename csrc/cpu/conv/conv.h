@@ -18,13 +18,13 @@ struct PairList {
 };
 
 // y (n_dst, c_out) = bias + u rows + sum over pairs of x[src] . W_k.
-// weight: (c_out, c_in / groups, n_offsets) contiguous, or (c_in, c_out / groups, n_offsets) where
-// `transposed` (an input gradient, or a transposed convolution in torch's layout). c_in and c_out
-// count all groups.
+// weight: (c_out, c_in / groups, n_offsets), or (c_in, c_out / groups, n_offsets) where `transposed`
+// (an input gradient, or a transposed convolution in torch's layout); its last two dimensions in
+// this order in memory, or swapped where `channels_last`. c_in and c_out count all groups.
 template <class T>
 struct ConvArgs {
   const T* x;
-  const T* weight;
+  const T* weight;     // null: the workspace is what conv_pack() made of it
   const Acc<T>* bias;  // (c_out) or null
   const Acc<T>* u;     // (n_u, c_out) or null, with u_start (n_dst + 1) and u_rows
   const int64_t* u_start;
@@ -33,12 +33,15 @@ struct ConvArgs {
   Acc<T>* workspace;  // conv_workspace() elements; of 16-bit values half_conv_workspace()
   PairList pairs;
   int64_t n_dst, c_in, c_out, groups;
-  bool transposed;
+  bool transposed, channels_last;
   int64_t n_src;
 };
 
 template <class T>
 int64_t conv_workspace(int64_t c_in, int64_t c_out, int64_t n_offsets, int64_t groups);
+// The weight into the workspace, in the kernels' order: conv() does it unless `weight` is null.
+template <class T>
+void conv_pack(const ConvArgs<T>& args, int n_threads);
 template <class T>
 void conv(const ConvArgs<T>& args, int n_threads);
 // bfloat16 and float16, on the float32 kernels; see also group_conv.h.

@@ -28,11 +28,16 @@ int64_t n_chunks_of(int64_t n_channels, const PairList& pairs) {
 }  // namespace
 
 template <class T>
-void depthwise_conv(const ConvArgs<T>& a, int n_threads) {
+void depthwise_pack(const ConvArgs<T>& a) {
   const int64_t n_channels = a.c_out, n_offsets = a.pairs.n_offsets;
   for (int64_t c = 0; c < n_channels; ++c)
     for (int64_t k = 0; k < n_offsets; ++k)
       a.workspace[k * n_channels + c] = a.weight[c * n_offsets + k];
+}
+
+template <class T>
+void depthwise_conv(const ConvArgs<T>& a, int n_threads) {
+  const int64_t n_channels = a.c_out, n_offsets = a.pairs.n_offsets;
   const int64_t row_bytes = n_channels * static_cast<int64_t>(sizeof(T));
   const int64_t job_rows = std::max<int64_t>(1, kJobBytes / row_bytes);
   parallel_for(ceil_div(a.n_dst, job_rows), n_threads, [&](int64_t job) {
@@ -67,6 +72,8 @@ void depthwise_weight_grad(const WeightGradArgs<T>& a, int n_threads) {
       a.dw[c * n_offsets + k] = a.workspace[k * n_channels + c];
 }
 
+template void depthwise_pack<float>(const ConvArgs<float>&);
+template void depthwise_pack<double>(const ConvArgs<double>&);
 template void depthwise_conv<float>(const ConvArgs<float>&, int);
 template void depthwise_conv<double>(const ConvArgs<double>&, int);
 template void depthwise_weight_grad<float>(const WeightGradArgs<float>&, int);

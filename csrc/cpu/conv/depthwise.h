@@ -12,7 +12,9 @@ inline bool is_depthwise(int64_t c_in, int64_t c_out, int64_t groups) {
   return groups > 1 && c_in == groups && c_out == groups;
 }
 
-// workspace: the weight as (n_offsets, c).
+// The weight into the workspace, as (n_offsets, c).
+template <class T>
+void depthwise_pack(const ConvArgs<T>& args);
 template <class T>
 void depthwise_conv(const ConvArgs<T>& args, int n_threads);
 

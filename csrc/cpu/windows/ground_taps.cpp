@@ -121,4 +121,37 @@ bool fill_ground_taps(const GroundTapsArgs& a, int32_t* u_rows, int32_t* class_r
   return failed == 0;
 }
 
+void plan_every_tap(const EveryTapArgs& a, int n_threads) {
+  const int64_t block = std::max<int64_t>(1, kBlockEntries / std::max<int64_t>(a.n_offsets, 1));
+  parallel_for((a.n_out + block - 1) / block, n_threads, [&](int64_t b) {
+    for (int64_t row = b * block; row < std::min(a.n_out, (b + 1) * block); ++row) {
+      const int32_t* entry = a.table + row * a.n_offsets;
+      int64_t taps = 0;
+      for (int64_t k = 0; k < a.n_offsets; ++k) taps += entry[k] < kNoTap;
+      a.start[row + 1] = taps;
+    }
+  });
+  a.start[0] = 0;
+  for (int64_t row = 0; row < a.n_out; ++row) a.start[row + 1] += a.start[row];
+}
+
+bool fill_every_tap(const EveryTapArgs& a, int32_t* u_rows, int n_threads) {
+  const int64_t block = std::max<int64_t>(1, kBlockEntries / std::max<int64_t>(a.n_offsets, 1));
+  int32_t failed = 0;
+  parallel_for((a.n_out + block - 1) / block, n_threads, [&](int64_t b) {
+    for (int64_t row = b * block; row < std::min(a.n_out, (b + 1) * block); ++row) {
+      const int32_t* entry = a.table + row * a.n_offsets;
+      int64_t at = a.start[row];
+      for (int64_t k = 0, first = 0; k < a.n_offsets; ++k, first += a.n_class_rows) {
+        if (entry[k] >= kNoTap) continue;
+        const int64_t class_row = INT64_C(-2) - entry[k];
+        if (class_row >= a.n_class_rows || at == a.start[row + 1]) return set_relaxed(&failed);
+        u_rows[at++] = static_cast<int32_t>(first + class_row);
+      }
+      if (at != a.start[row + 1]) return set_relaxed(&failed);
+    }
+  });
+  return failed == 0;
+}
+
 }  // namespace ds

@@ -42,6 +42,17 @@ bool plan_ground_taps(const GroundTapsArgs& args, int n_threads);
 bool fill_ground_taps(const GroundTapsArgs& args, int32_t* u_rows, int32_t* class_rows,
                       int n_threads);
 
+// The same taps where u has a row for every (offset, class row), needed or not: k * n_class_rows + g.
+struct EveryTapArgs {
+  const int32_t* table;
+  int64_t n_out, n_offsets, n_class_rows;
+  int64_t* start;  // (n_out + 1)
+};
+// Fills start.
+void plan_every_tap(const EveryTapArgs& args, int n_threads);
+// u_rows (start[n_out]). False where an entry is below -1 - n_class_rows, or start is not its plan.
+bool fill_every_tap(const EveryTapArgs& args, int32_t* u_rows, int n_threads);
+
 // Positions of each value in [0, n_values): start (n_values + 1), index ascending within a value;
 // negative rows are skipped. Each chunk of the list has its own counts, (n_chunks, n_values).
 struct RowList {

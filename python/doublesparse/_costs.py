@@ -1,0 +1,147 @@
+"""What a layer costs, sparse and dense: a shipped model, a pure function of counts.
+
+Times are nanoseconds on one core, fitted to measurements on the instruction set that is named; only
+their ratios decide anything, so they hold for machines of another speed. A decision must not depend
+on a clock, a thread count or what happens to be cached: then sites and bits would differ from run
+to run. So building the rulebook always counts, even where it is remembered.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import NamedTuple
+
+import torch
+
+from . import _C
+
+
+class Machine(NamedTuple):
+    """Costs in ns of one core.
+
+    Attributes:
+        mac: a multiply-add of our kernel; dense_mac: of torch's.
+        pair: a pair of rows; pair_channel: per channel of it, in and out.
+        row_channel: an output row, per channel, in and out; the same for torch's kernel.
+        dense_tap: a tap of torch's kernel, beside its multiply-adds.
+        tap: an inactive tap over a ground that is not zero; tap_channel: per output channel of it.
+        site: finding an output site; site_tap: looking for a pair.
+        layer: a call; ground: more for a ground that is not zero; dense: a call that runs dense.
+        reorder: of one weight by torch, where it is not stored channels-last; pack: by our kernel.
+        scatter: one number of an input that is made dense; cell: one site of it.
+    """
+
+    mac: float = 0.0217
+    dense_mac: float = 0.0201
+    pair: float = 1.0
+    pair_channel: float = 0.04
+    row_channel: float = 0.1
+    dense_tap: float = 0.7
+    tap: float = 4.0
+    tap_channel: float = 0.12
+    site: float = 30.0
+    site_tap: float = 3.0
+    layer: float = 200e3
+    ground: float = 250e3
+    dense: float = 60e3
+    reorder: float = 0.7
+    pack: float = 0.5
+    scatter: float = 0.5
+    cell: float = 5.0
+
+
+_AVX2 = Machine()
+# Not measured: multiply-adds at twice the rate, the rest as on AVX2.
+_AVX512 = _AVX2._replace(mac=0.0110, dense_mac=0.0102)
+# SSE has half the lanes and no fused multiply-add; torch is taken to run on the same machine.
+_BASELINE = _AVX2._replace(mac=0.085, dense_mac=0.080)
+_MACHINES = {"baseline": _BASELINE, "avx2": _AVX2, "avx512": _AVX512, "amx": _AVX512}
+
+
+@cache
+def machine(dtype: torch.dtype) -> Machine:
+    """The costs on the instruction set in use."""
+    m = _MACHINES.get(_C.isa_chosen(), _AVX2)
+    if dtype == torch.float64:
+        m = m._replace(mac=2 * m.mac, dense_mac=2 * m.dense_mac)
+    return m
+
+
+class Work(NamedTuple):
+    """The counts that a layer's cost depends on.
+
+    Attributes:
+        n_in, n_out: active sites, in and out.
+        cells_in, cells_out: all sites, in and out.
+        n_offsets: kernel volume.
+        n_pairs: active taps.
+        c_in, c_out: channels; groups: divides both.
+        class_rows: of the ground; 0 where it is zero or remembered.
+        ground: whether inactive taps add anything.
+        reorders: torch has to reorder the weight first; packed: our kernel has not.
+    """
+
+    n_in: int
+    n_out: int
+    cells_in: int
+    cells_out: int
+    n_offsets: int
+    n_pairs: int
+    c_in: int
+    c_out: int
+    groups: int
+    class_rows: int
+    ground: bool
+    reorders: bool
+    packed: bool
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of a pair."""
+        return self.c_in * self.c_out // self.groups
+
+    def pack(self, m: Machine) -> float:
+        """Bringing the weight into our kernel's order."""
+        return 0.0 if self.packed else self.macs * self.n_offsets * m.pack
+
+    @property
+    def channels(self) -> int:
+        """Of a pair of rows."""
+        return self.c_in + self.c_out
+
+
+def _pairs(m: Machine, w: Work, n: int) -> float:
+    return n * (w.macs * m.mac + w.channels * m.pair_channel + m.pair)
+
+
+def sparse(m: Machine, w: Work) -> float:
+    """A convolution on sites not seen before, the ground's response included."""
+    total = m.layer + _pairs(m, w, w.n_pairs) + w.n_out * w.channels * m.row_channel
+    total += w.pack(m)
+    if w.n_offsets > 1:
+        total += (w.n_in + w.n_out) * m.site + w.n_in * w.n_offsets * m.site_tap
+    if w.ground:
+        inactive = max(w.n_out * w.n_offsets - w.n_pairs, 0)
+        total += m.ground + inactive * (m.tap + w.c_out * m.tap_channel)
+        total += _pairs(m, w, w.class_rows * w.n_offsets)
+    return total
+
+
+def ours(m: Machine, w: Work) -> float:
+    """Our kernel on a saturated input, whose rulebook is remembered."""
+    total = m.dense + _pairs(m, w, w.cells_out * w.n_offsets)
+    return total + w.cells_out * w.channels * m.row_channel + w.pack(m)
+
+
+def torchs(m: Machine, w: Work) -> float:
+    """Torch's kernel on a saturated input."""
+    tap = w.macs * m.dense_mac + m.dense_tap
+    total = m.dense + w.cells_out * (w.n_offsets * tap + w.channels * m.row_channel)
+    weights = w.macs * w.n_offsets
+    return total + weights * (m.pack + (m.reorder if w.reorders else 0))
+
+
+def dense(m: Machine, w: Work) -> float:
+    """The better of the two; the input is made dense first."""
+    scatter = 0.0 if w.n_in == w.cells_in else w.cells_in * (w.c_in * m.scatter + m.cell)
+    return scatter + min(ours(m, w), torchs(m, w))
