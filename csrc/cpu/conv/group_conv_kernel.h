@@ -11,8 +11,8 @@
 //          buffer that stays in L1 for all columns, and the accumulators of a column block are
 //          loaded and stored at most once a chunk (8 tiles moved for 32 products). While a
 //          chunk is multiplied the rows of the next are copied into the other buffer, a few between
-//          the products of two entries, and those of the one after that are asked for: neither
-//          latency nor copying has the units wait.
+//          the products of two entries, those of the one after that are asked for, and the sums
+//          of the group before are rounded: neither latency nor copying has the products wait.
 // Bound    flops 2 * 16 * c_in * c_out a half and entry (1.5 of the pairs' own, see kSortRows);
 //          bytes from L2 or beyond: 2 c_in a pair, 2 c_in * c_out an entry (the weights), which is
 //          32 a cycle at the full rate of the products.
@@ -193,17 +193,30 @@ inline void start_sums(const Cut& cut, const Chunk& chunk, float* sums) {
   }
 }
 
-inline void round_sums(const Cut& cut, const Chunk& chunk, float* sums) {
-  const GroupConvTile& t = cut.t;
-  const int64_t n = cut.columns_of(chunk);
-  for (int slot = 0; slot < kGroupRows; ++slot) {
+// Rounds the sums of a finished chunk into y, a slot at a time, beside the next group's products.
+struct Writer {
+  const Cut* cut;
+  Chunk chunk;
+  float* sums;
+  int slot;  // the next one
+
+  void write_slot() {
+    const GroupConvTile& t = cut->t;
     const int32_t row = t.groups.order[chunk.group * kGroupRows + slot];
-    if (row < 0) continue;
-    bf16* y = t.y + row * t.c_out + chunk.column;
-    for (int64_t c = 0; c < n; c += kTileColumns)
-      round_row(sums_of(sums, slot, c), least(kTileColumns, n - c), y + c);
+    const int64_t n = cut->columns_of(chunk);
+    int64_t c = 0;
+    if (row >= 0) {
+      bf16* y = t.y + row * t.c_out + chunk.column;
+      for (; c + kTileColumns <= n; c += kTileColumns)
+        round_row(sums_of(sums, slot, c), kTileColumns, y + c);
+      if (c < n) round_row(sums_of(sums, slot, c), n - c, y + c);
+    }
+    ++slot;
   }
-}
+  void advance(int64_t n_slots) {
+    for (; n_slots > 0 && slot < kGroupRows; --n_slots) write_slot();
+  }
+};
 
 // One entry's products with one block of columns; Halves as in RowGroups::taps.
 template <class Tiles, int Halves>
@@ -223,11 +236,18 @@ template <class Tiles, int Halves>
   }
 }
 
+// What is done between the products of two entries.
+struct Beside {
+  Loader* loader;
+  Writer* writer;
+  int64_t units, slots;  // each time
+};
+
 // One chunk's products with one block of columns.
 template <class Tiles>
 [[gnu::always_inline]] inline void multiply_block(Tiles& tiles, const Cut& cut, const Chunk& chunk,
-                                                  const bf16* rows, int64_t block, int64_t units,
-                                                  Loader* loader) {
+                                                  const bf16* rows, int64_t block,
+                                                  const Beside& beside) {
   const GroupConvTile& t = cut.t;
   const int64_t blocks = cut.blocks_of(chunk);
   const int64_t first_place = (chunk.column / kBlockColumns + block) * t.n_offsets;
@@ -242,7 +262,8 @@ template <class Tiles>
     else
       multiply_entry<Tiles, 2>(tiles, rows, w, blocks);
     rows += 2 * blocks * kTileValues;
-    loader->advance(units);
+    beside.loader->advance(beside.units);
+    beside.writer->advance(beside.slots);
   }
 }
 
@@ -250,11 +271,14 @@ template <class Tiles>
 // two chunks of a group meet stay in registers.
 template <class Tiles>
 void multiply_chunk(Tiles& tiles, const Cut& cut, const Chunk& chunk, const bf16* rows, float* sums,
-                    bool backwards, Loader* loader) {
+                    bool backwards, Loader* loader, Writer* writer) {
   const int64_t n_columns = (cut.columns_of(chunk) + kBlockColumns - 1) / kBlockColumns;
   const int64_t n_steps = n_columns * (chunk.entry_end - chunk.entry);
   const int64_t n_units =
       (loader->chunk.entry_end - loader->chunk.entry) * (kGroupRows / kUnitRows);
+  const int64_t round_up = n_steps - 1;
+  const Beside beside{loader, writer, n_steps ? (n_units + round_up) / n_steps : 0,
+                      n_steps ? (kGroupRows + round_up) / n_steps : 0};
   for (int64_t i = 0; n_steps > 0 && i < n_columns; ++i) {
     const int64_t block = backwards ? n_columns - 1 - i : i;
     float* at = sums + block * 4 * kTileFloats;
@@ -264,7 +288,7 @@ void multiply_chunk(Tiles& tiles, const Cut& cut, const Chunk& chunk, const bf16
       tiles.template load<2>(at + 2 * kTileFloats);
       tiles.template load<3>(at + 3 * kTileFloats);
     }
-    multiply_block(tiles, cut, chunk, rows, block, (n_units + n_steps - 1) / n_steps, loader);
+    multiply_block(tiles, cut, chunk, rows, block, beside);
     if (i < n_columns - 1 || chunk.is_last) {
       tiles.template store<0>(at);
       tiles.template store<1>(at + kTileFloats);
@@ -272,7 +296,6 @@ void multiply_chunk(Tiles& tiles, const Cut& cut, const Chunk& chunk, const bf16
       tiles.template store<3>(at + 3 * kTileFloats);
     }
   }
-  loader->finish();
 }
 
 // The same for weights that are not all finite: only rows that exist meet them.
@@ -304,29 +327,33 @@ inline void multiply_plainly(const Cut& cut, const Chunk& chunk, const bf16* row
 template <class Tiles>
 void group_conv_tile(const GroupConvTile& t) {
   alignas(64) bf16 rows[2][kGroupRows * kChunkDepth];
-  alignas(64) float sums[kGroupRows * kChunkColumns];
+  alignas(64) float sums[2][kGroupRows * kChunkColumns];
   Tiles tiles;
   tiles.configure();
   const Cut cut(t);
   Chunk now = cut.first();
   Loader(cut, now, rows[0]).finish();
+  Writer writer{&cut, now, sums[0], kGroupRows};  // nothing to write yet
   bool backwards = false;
+  int side = 0;
   for (int buffer = 0; now.group < t.end; buffer ^= 1) {
     const Chunk next = cut.after(now);
     Loader loader(cut, next, rows[buffer ^ 1]);
     backwards = !now.is_first && !backwards;
-    if (now.is_first) start_sums(cut, now, sums);
+    side ^= now.is_first;
+    if (now.is_first) start_sums(cut, now, sums[side]);
     tiles.order_memory();
-    if (t.is_finite) {
-      multiply_chunk(tiles, cut, now, rows[buffer], sums, backwards, &loader);
-    } else {
-      multiply_plainly(cut, now, rows[buffer], sums);
-      loader.finish();
-    }
+    if (t.is_finite)
+      multiply_chunk(tiles, cut, now, rows[buffer], sums[side], backwards, &loader, &writer);
+    else
+      multiply_plainly(cut, now, rows[buffer], sums[side]);
     tiles.order_memory();
-    if (now.is_last) round_sums(cut, now, sums);
+    loader.finish();
+    writer.advance(kGroupRows);
+    if (now.is_last) writer = {&cut, now, sums[side], 0};
     now = next;
   }
+  writer.advance(kGroupRows);
   tiles.release();
 }
 
