@@ -12,14 +12,10 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from ..tensor import SparseTensor
+from ._show import BLUE, GREEN, INK, ORANGE, Table, new_figure, save, say, tables
 
 if TYPE_CHECKING:
     from ._train import Data
-
-
-def say(text: str) -> None:
-    """Prints a line at once, also into a pipe."""
-    print(text, flush=True)
 
 
 class Progress:
@@ -64,10 +60,11 @@ class Progress:
             say(text)
 
 
-def _summary(results: dict[str, Any]) -> list[tuple[str, str]]:
+def _summary(results: dict[str, Any]) -> list[tuple[str, ...]]:
     """The rows of the first table."""
     settings, n = results["settings"], results["n_test"]
-    rows = [("test error", f"{results['n_wrong'] / n:.2%}  ({results['n_wrong']} of {n})")]
+    rows: list[tuple[str, ...]] = []
+    rows.append(("test error", f"{results['n_wrong'] / n:.2%}  ({results['n_wrong']} of {n})"))
     if "n_wrong_views" in results:
         wrong = results["n_wrong_views"]
         rows.append(
@@ -118,68 +115,29 @@ def table(results: dict[str, Any]) -> None:
     """Prints both tables, with rich where it is installed."""
     settings = results["settings"]
     title = f"{settings['network']}({settings['levels']}, {settings['width']}): {results['title']}"
-    summary, layers = _summary(results), _layer_rows(results)
-    try:
-        from rich.console import Console
-        from rich.table import Table
-    except ImportError:
-        _plain(title, (), summary)
-        _plain("", _LAYER_COLUMNS, layers)
-        return
-    console = Console()
-    if not console.is_terminal:  # a pipe has no width of its own
-        console = Console(width=110)
-    first = Table(title=title, show_header=False)
-    first.add_column()
-    first.add_column()
-    for row in summary:
-        first.add_row(*row)
-    second = Table(*_LAYER_COLUMNS)
-    for column in second.columns[1:]:
-        column.justify = "right"
-    for layer in layers:
-        second.add_row(*layer)
-    console.print(first)
-    console.print(second)
-
-
-def _plain(title: str, header: tuple[str, ...], rows: list[Any]) -> None:
-    lines = [*([header] if header else []), *rows]
-    width = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    if title:
-        print(f"\n{title}")
-    for line in lines:
-        cells = (cell.ljust(w) for cell, w in zip(line, width, strict=True))
-        print(("  " + "   ".join(cells)).rstrip())
+    tables(
+        Table(title, (), _summary(results)), Table("", _LAYER_COLUMNS, _layer_rows(results))
+    )
 
 
 # ---------------------------------------------------------------- the picture
 _N_SHOWN = 8
-# Colours that remain apart for the colour-blind (Okabe and Ito).
-_INK, _WRONG, _CURVE, _ACTIVE = "black", "#d55e00", "#0072b2", "#009e73"
 
 
 def picture(path: Path, net: nn.Module, data: Data, results: dict[str, Any]) -> None:
     """Draws strokes, active sites per layer and error curve, where matplotlib is installed."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        say("no picture: matplotlib is not installed; pip install 'doublesparse[demo]'")
+    figure = new_figure(14, 9)
+    if figure is None:
         return
     from ._measure import layer_outputs
 
-    figure = Figure(figsize=(14, 9), layout="constrained")
-    FigureCanvasAgg(figure)
     rows: Any = figure.subfigures(3, 1, height_ratios=[1, 1.15, 1.5])
     top, middle, bottom = rows
     _draw_strokes(top, data, results)
     maps = layer_outputs(net, data.test.batch([0])[0])
     _draw_layers(middle, {name: out for name, out in maps.items() if "nin" not in name})
     _draw_curves(bottom, results)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    say(f"picture: {path}")
+    save(figure, path)
 
 
 def _draw_strokes(figure: Any, data: Data, results: dict[str, Any]) -> None:
@@ -194,7 +152,7 @@ def _draw_strokes(figure: Any, data: Data, results: dict[str, Any]) -> None:
         is_wrong = labels[index] != predicted[index]
         for stroke in data.test.ink([index]).strokes(0):
             axes.plot(
-                stroke[:, 1], stroke[:, 0], color=_WRONG if is_wrong else _INK, marker=".", ms=3
+                stroke[:, 1], stroke[:, 0], color=ORANGE if is_wrong else INK, marker=".", ms=3
             )
         axes.set(aspect="equal", xticks=[], yticks=[])
         axes.margins(0.15)
@@ -224,7 +182,7 @@ def _draw_curves(figure: Any, results: dict[str, Any]) -> None:
     left, right = figure.subplots(1, 2)
     epochs = [point["epoch"] for point in results["curve"]]
     errors = [100 * point["error"] for point in results["curve"]]
-    left.plot(epochs, errors, color=_CURVE, marker="o")
+    left.plot(epochs, errors, color=BLUE, marker="o")
     for epoch, error in zip(epochs, errors, strict=True):
         left.annotate(f"{error:.2f}", (epoch, error), (0, 7), textcoords="offset points")
     left.set(xlabel="epoch", ylabel="test error (%)", title="test error")
@@ -235,7 +193,7 @@ def _draw_curves(figure: Any, results: dict[str, Any]) -> None:
     left.grid(alpha=0.3, which="both")
     layers = results["layers"]
     names = [row["layer"] for row in layers]
-    bars = right.bar(names, [100 * row["share"] for row in layers], color=_ACTIVE)
+    bars = right.bar(names, [100 * row["share"] for row in layers], color=GREEN)
     right.bar_label(bars, [f"{row['sites']:.0f}" for row in layers])
     right.set(ylabel="active sites (%)", ylim=(0, 112), title="active share and sites per image")
     right.tick_params(axis="x", rotation=60)

@@ -16,6 +16,7 @@ from ..data import glyphs
 from ..data.pen import ENCODINGS, Augment, Character, PenDataset, load_pendigits
 from ..models import DeepCNet, DeepCNiN
 from . import _measure, _report, _train
+from ._show import positive, say
 
 NETWORKS = {"deepcnet": DeepCNet, "deepcnin": DeepCNiN}
 
@@ -100,7 +101,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     data.add_argument("--synthetic", action="store_true", help="ignore --data")
     run = parser.add_argument_group("running")
-    run.add_argument("--threads", type=_positive, help="threads of torch and of the sparse kernels")
+    run.add_argument("--threads", type=positive, help="threads of torch and of the sparse kernels")
     run.add_argument(
         "--workers", type=int, default=0, help="processes that rasterise ahead; default: 0"
     )
@@ -122,18 +123,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             shown += f" / {digits:g}"
         network.add_argument(
             f"--{name.replace('_', '-')}",
-            type=_positive if type(default) is int and name != "seed" else type(default),
+            type=positive if type(default) is int and name != "seed" else type(default),
             choices=_CHOICES.get(name),
             help=f"{text}; default: {shown}",
         )
-
-
-def _positive(text: str) -> int:
-    """A positive integer, for argparse."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be positive, got {number}")
-    return number
 
 
 def settings_of(args: argparse.Namespace, pendigits: bool) -> Settings:
@@ -201,7 +194,7 @@ def run(args: argparse.Namespace) -> int:
         data = _datasets(settings, train, test, net.input_size)
     except ValueError as error:
         raise SystemExit(f"doublesparse demo: {error}") from error
-    _report.say(
+    say(
         f"{type(net).__name__}({settings.levels}, {settings.width}) on {title}: "
         f"{len(train)} to train on, {len(test)} to test, "
         f"{net.input_size} x {net.input_size} cells, {torch.get_num_threads()} threads"
