@@ -330,7 +330,7 @@ def test_the_budget_bounds_the_time(monkeypatch):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_tuned_network_gives_the_same_answer(name, rng):
-    """Whatever the clock said: to float64's rounding; in training buffers stay while it measures."""
+    """Whatever the clock said, to rounding; in training buffers stay while it measures."""
     ds.set_crossover("auto")
     make, shape, batch = NETWORKS[name]
     net = randomized(make, False)

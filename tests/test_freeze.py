@@ -12,7 +12,7 @@ import torch.nn as nn
 
 import doublesparse as ds
 from checks import densify
-from doublesparse import _convolution, _ground
+from doublesparse import _convolution, _memo
 from inputs import make_input
 from networks import NETWORKS, UNet
 from test_networks import randomized
@@ -329,7 +329,7 @@ def test_an_error_in_forward_leaves_nothing_behind(rng):
     for _ in range(2):
         with torch.no_grad(), pytest.raises(ZeroDivisionError):
             net(x)
-    assert not _ground.frozen_models.items
+    assert not _memo.frozen_models.items
     handle.remove()
     with torch.no_grad():
         assert close(net(x), net(dense))

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ._classes import merge
 from ._elementwise import Function, apply, channel_dim, refuse, with_values
-from ._ground import GroundState, remembered
+from ._ground import GroundState
+from ._memo import remembered
 from ._union import Rows, place, spread_rows, union
 from .tensor import SparseTensor
 

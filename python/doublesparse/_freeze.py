@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ._checks import check_shape
-from ._ground import GroundState, Memo, frozen_models, make_ground, memo_of
+from ._ground import GroundState, make_ground
+from ._memo import Memo, frozen_models, memo_of
 from .sites import Sites
 from .tensor import SparseTensor
 
