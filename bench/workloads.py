@@ -113,6 +113,17 @@ def _stroke(rng: np.random.Generator, n_steps: int = 120) -> np.ndarray:
     return np.minimum(np.minimum(path, 2 * extents - 1e-6 - path), extents - 1).astype(int)
 
 
+def blobs(batch_size: int, size: int, density: float, seed: int = 0) -> torch.Tensor:
+    """Smooth random regions that cover exactly this share: bool (batch_size, size, size)."""
+    if density >= 1:
+        return torch.ones(batch_size, size, size, dtype=torch.bool)
+    noise = np.random.default_rng(seed).normal(size=(batch_size, size, size))
+    frequency = np.fft.fftfreq(size) ** 2
+    blur = np.exp(-(frequency[:, None] + frequency[None]) * (size / 8) ** 2)
+    smooth = np.fft.ifft2(np.fft.fft2(noise) * blur).real
+    return torch.from_numpy(smooth > np.quantile(smooth, 1 - density))
+
+
 def lidar(seed: int = 0, voxel: float = 0.1) -> np.ndarray:
     """A 64-beam scan in a street of boxes (houses, cars, poles, bushes), 0.1 m voxels.
 

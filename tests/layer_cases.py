@@ -320,6 +320,29 @@ def interpolate_case(n: int) -> LayerCase:
     return LayerCase(*case, linear=False, selects=True)
 
 
+def linear_case(n: int) -> LayerCase:
+    mode = ("linear", "bilinear", "trilinear")[n - 1]
+
+    def sparse(ds, x, p, g):
+        return ds.functional.interpolate(x, g["size"], None, mode, g["align_corners"])
+
+    def dense(x, p, g):
+        return F.interpolate(x, g["size"], None, mode, g["align_corners"])
+
+    def spec(x, p, g):
+        return semantics.interpolate_linear(x, g["size"], g["align_corners"])
+
+    def draw(draw: Callable) -> Geometry:
+        sizes = dict(size=axes(draw, n, 1, 9), shape=axes(draw, n, 1, 7))
+        return dict(**sizes, align_corners=draw(st.booleans()), c_in=2)
+
+    sizes = ((12, 10, 8)[:n], (9, 4, 5)[:n], (3, 7, 1)[:n])
+    rows = [dict(size=s, align_corners=a) for s in sizes for a in (False, True)]
+    rows = tuple(r | dict(c_in=3, shape=(6, 5, 4)[:n]) for r in rows)
+    case = (f"interpolate_linear{n}d", n, sparse, dense, spec, no_parameters, rows, draw)
+    return LayerCase(*case, linear=False, exact=False)
+
+
 def norm_parameters(rng, channels, geometry, dtype, integers=True):
     return {
         "weight": numbers(rng, (channels,), dtype, False),
@@ -360,6 +383,7 @@ def layer_cases() -> list[LayerCase]:
     cases = [conv_case(n) for n in (1, 2, 3, 4)]
     cases += [make(n) for make in (transpose_case, max_pool_case, avg_pool_case) for n in (1, 2, 3)]
     cases += [make(n) for make in (adaptive_case, pad_case, interpolate_case) for n in (1, 2, 3)]
+    cases += [linear_case(n) for n in (1, 2, 3)]
     norms = ("batch_norm_train", "batch_norm_eval", "group_norm", "instance_norm")
     return cases + [norm_case(name, n) for name in norms for n in (1, 2, 3)]
 

@@ -6,6 +6,10 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from mobile_like import MOBILE
+from segmentation_like import SEGMENTERS
+from torchvision_like import CLASSIFIERS
+
 
 def lenet(c=3):
     return nn.Sequential(
@@ -271,4 +275,7 @@ NETWORKS = {
     "not_zero_at_zero": (not_zero_at_zero, (14, 12), 3),
     "per_sample": (PerSample, (11, 13), 3),
     "convnext": (ConvNeXtBlock, (14, 18), 3),
+    **CLASSIFIERS,
+    **MOBILE,
+    **SEGMENTERS,
 }

@@ -209,6 +209,14 @@ def at_sites(dense: Tensor, coords: Tensor) -> Tensor:
 
 # ------------------------------------------------------------------ how far a float may be from the
 # truth
+HALF = (torch.bfloat16, torch.float16)
+
+
+def acc_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What values of a dtype are summed in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 def unit_roundoff(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).eps / 2
 
@@ -217,5 +225,5 @@ def bound(y: Tensor, n_terms: Tensor, magnitude: Tensor, dtype: torch.dtype) -> 
     """|y - y64| <= 2 (n + 2) u_acc sum|a||b| + u_out |y|: n products summed in any fixed order;
     the contract's, not a tuned one.
     """
-    u_acc = unit_roundoff(torch.float64 if dtype == torch.float64 else torch.float32)
+    u_acc = unit_roundoff(acc_dtype(dtype))
     return 2 * (n_terms + 2) * u_acc * magnitude + unit_roundoff(dtype) * y.abs().to(torch.float64)

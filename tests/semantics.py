@@ -345,6 +345,43 @@ def interpolate(x, size: Sequence[int], mode: str = "nearest") -> SparseTensor:
     return regather(x, moved)
 
 
+def interpolate_linear(x, size: Sequence[int], corners: bool) -> SparseTensor:
+    """linear, bilinear, trilinear to a size: output o reads floor(r) and floor(r) + 1 with weights
+    1 - t and t, where r is the real coordinate of o and t its fraction. Two positions share a class
+    iff they read the same input classes with the same total weights (to 1e-9).
+    """
+    taps, weights = [], []
+    for m, n in zip(x.spatial_shape, size):
+        o = torch.arange(n, dtype=torch.float64)
+        if corners:
+            r = o * ((m - 1) / (n - 1) if n > 1 else 0.0)
+        else:
+            r = ((o + 0.5) * (m / n) - 0.5).clamp(min=0)
+        low = r.floor().clamp(max=m - 1)
+        t = torch.where(low < m - 1, r - low, 0)
+        taps.append(torch.stack([low, (low + 1).clamp(max=m - 1)], 1).long())
+        weights.append(torch.stack([1 - t, t], 1))
+    used = [torch.where(w > 0, t, ABSENT) for t, w in zip(taps, weights)]
+    coords, rows, shape = neighbours(x, used)
+    values, axes = x.ground.values, []
+    for a, (cls, t, w) in enumerate(zip(x.ground.axes, taps, weights)):
+        share = torch.zeros(len(t), values.shape[2 + a], dtype=torch.float64)
+        share.scatter_add_(1, cls[t], w)
+        out, first = unique_rows((share * 1e9).round())
+        values = torch.movedim(torch.tensordot(share[first], values, ([1], [2 + a])), 0, 2 + a)
+        axes.append(out)
+    ground = GroundState(values, axes)
+    weight = torch.ones(len(coords), 1, dtype=torch.float64)
+    inside = torch.ones(len(coords), 1, dtype=torch.long) * coords[:, :1]
+    for a, (t, w) in enumerate(zip(taps, weights)):
+        weight = (weight[:, :, None] * w[coords[:, 1 + a]][:, None, :]).flatten(1)
+        at = t[coords[:, 1 + a]][:, None, :]
+        inside = (inside[:, :, None] * x.spatial_shape[a] + at).flatten(1)
+    image = x.to_dense().movedim(1, -1).flatten(0, -2)
+    features = (image[inside] * weight[:, :, None]).sum(1)
+    return SparseTensor(features, coords, shape, x.batch_size, ground)
+
+
 def pad(x, pad: Sequence[int], mode: str = "constant", value: float = 0.0) -> SparseTensor:
     """constant, reflect, replicate, circular; negative padding crops; pad as in F.pad."""
     taps = []

@@ -28,8 +28,9 @@ def test_info_is_complete(capsys: pytest.CaptureFixture[str]) -> None:
     assert report["threads"]["torch"] == torch.get_num_threads()
     assert len(report["openmp"]) == 1
     assert {"conv", "conv_weight_grad", "window_max"} <= set(report["operators"])
-    assert report["operators"]["conv"]["cpu"] == ["float32", "float64"]
-    assert not report["amx"]["compiled"] and report["amx"]["refusal"]
+    assert report["operators"]["conv"]["cpu"] == ["float32", "float64", "bfloat16", "float16"]
+    assert report["amx"]["compiled"] == ("amx" in report["isa"]["compiled"])
+    assert report["amx"]["refusal"] or report["isa"]["chosen"] == "amx"
 
 
 def test_info_text_names_every_field(capsys: pytest.CaptureFixture[str]) -> None:

@@ -55,7 +55,7 @@ def test_every_layer_is_listed(name, crossover, rng):
         handle.remove()
     report = ds.explain(net, x)
     rows = [(row.name, row.type) for row in report.rows if row.type[0].isupper()]
-    assert rows == called and len(rows) >= 6
+    assert rows == called and len(rows) > 2
     text = str(report)
     assert text == repr(report) and len(text.splitlines()) == len(report.rows) + 4
     assert all(name in text and kind in text for name, kind in called)
@@ -330,7 +330,7 @@ def test_the_budget_bounds_the_time(monkeypatch):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_tuned_network_gives_the_same_answer(name, rng):
-    """Whatever the clock said, to rounding; in training buffers stay while it measures."""
+    """Whatever the clock said, to float64 rounding; buffers stay while it measures."""
     ds.set_crossover("auto")
     make, shape, batch = NETWORKS[name]
     net = randomized(make, False)

@@ -95,7 +95,7 @@ def test_frozen_networks_give_the_same_answer(name, rng):
     make, shape, batch = NETWORKS[name]
     net = randomized(make, False)
     colour = torch.tensor([0.7, -0.3, 1.1], dtype=WIDE)
-    for ground in (0.0, colour):
+    for ground in (torch.zeros_like(colour), colour):  # a vector tells the number of channels
         assert ds.freeze_ground(net, shape, ground=ground) is net
     with torch.no_grad():
         for kind in ("strokes", "one", "none", "strokes", "all"):

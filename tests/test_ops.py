@@ -20,7 +20,8 @@ import doublesparse as ds
 from doublesparse import info
 
 THREADS = (1, 2, 3, 5, 16)
-ISAS = ("reference", "baseline", "avx2", "avx512")
+ISAS = ("reference", "baseline", "avx2", "avx512", "amx")
+EMULATED = "amx-emulated"  # runs on every machine
 by_case = pytest.mark.parametrize("case", cases.OP_CASES, ids=lambda c: c.name)
 by_case_and_type = pytest.mark.parametrize(
     ("case", "dtype"),
@@ -30,7 +31,7 @@ by_case_and_type = pytest.mark.parametrize(
 
 def bits(t: torch.Tensor) -> torch.Tensor:
     """Bits as integers, so that NaN equals itself and -0.0 differs from 0.0."""
-    return t.view({4: torch.int32, 8: torch.int64}[t.element_size()])
+    return t.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[t.element_size()])
 
 
 @by_case_and_type
@@ -77,14 +78,17 @@ def report_of(isa: str) -> dict:
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", (*ISAS, EMULATED))
 def test_every_instruction_set(isa):
     """All cases again under DOUBLESPARSE_ISA; the kernels of that set are the ones that ran."""
     here = info.collect()["isa"]
-    if isa not in here["compiled"]:
+    if isa != EMULATED and isa not in here["compiled"]:
         pytest.skip(f"this build has no {isa} kernels, only {here['compiled']}")
-    if ISAS.index(isa) > ISAS.index(min(here["found"], "avx512", key=ISAS.index)):
+    if isa != EMULATED and ISAS.index(isa) > ISAS.index(here["found"]):
         pytest.skip(f"this machine has no {isa}, only {here['found']}")
+    refusal = info.collect()["amx"]["refusal"]
+    if isa == "amx" and refusal:
+        pytest.skip(refusal)
     report = report_of(isa)
     assert report["isa"]["chosen"] == isa
     failures = {name: text for name, text in report["failures"].items() if text}

@@ -2,6 +2,7 @@
 #include "bind/pairs.h"
 #include "bind/tensor_arg.h"
 #include "cpu/conv/conv.h"
+#include "cpu/conv/group_conv.h"
 
 namespace ds {
 namespace {
@@ -26,11 +27,94 @@ void groups_fit(const Check& check, int64_t groups, int64_t c_in, int64_t c_out,
                           std::to_string(c_out) + " output channels");
 }
 
-int64_t workspace_of(bool is_double, int64_t c_in, int64_t c_out, int64_t n_offsets,
-                     int64_t groups) {
-  groups_fit({"conv"}, groups, c_in, c_out, n_offsets);
-  return is_double ? conv_workspace<double>(c_in, c_out, n_offsets, groups)
-                   : conv_workspace<float>(c_in, c_out, n_offsets, groups);
+// ------------------------------------------------------------------ row groups
+bool on_tiles(DType dtype, int64_t c_in, int64_t c_out, int64_t groups) {
+  return dtype == DType::kBFloat16 && takes_tiles(c_in, c_out, groups);
+}
+
+bool takes_row_groups_checked(const Arg& x, int64_t c_out, int64_t groups) {
+  const Check check{"conv"};
+  const DType dtype = check.floating("x", x.view);
+  check.tensor("x", x.view, dtype, {-1, -1});
+  groups_fit(check, groups, x.view.shape[1], c_out);
+  return on_tiles(dtype, x.view.shape[1], c_out, groups);
+}
+
+bool has_row_groups(const Pairs& pairs, int64_t n_dst) {
+  return pairs.groups().n_dst == n_dst;
+}
+
+// The window table of the pairs (no ground), with room for the plan.
+void check_plan(const Check& check, const Pairs& pairs, const Arg& table, const Arg& order,
+                const Arg& start) {
+  check.tensor("table", table.view, DType::kInt32, {-1, pairs.list().n_offsets});
+  check.rows("table", table.view, -1, pairs.src_bound());
+  const int64_t n_dst = table.view.shape[0], n_groups = n_row_groups(n_dst);
+  pairs.check_fits(check, pairs.list().n_offsets, INT64_C(1) << 31, n_dst);
+  check.tensor("order", order.view, DType::kInt32, {n_groups * kGroupRows});
+  check.tensor("start", start.view, DType::kInt64, {n_groups + 1});
+}
+
+int64_t plan_row_groups_checked(const Pairs& pairs, const Arg& table, const Arg& keys,
+                                const Arg& order, const Arg& start, int n_threads) {
+  const Check check{"plan_row_groups"};
+  check_plan(check, pairs, table, order, start);
+  check.tensor("keys", keys.view, DType::kInt64, {table.view.shape[0]});
+  check.apart({{"keys", keys.view}, {"order", order.view}, {"start", start.view}},
+              {{"table", table.view}});
+  const py::gil_scoped_release release;
+  return plan_row_groups(table.view.as<int32_t>(), table.view.shape[0], table.view.shape[1],
+                         keys.view.as<uint64_t>(), order.view.as<int32_t>(),
+                         start.view.as<int64_t>(), n_threads);
+}
+
+// Objects, not views: the tensors are kept.
+void fill_row_groups_checked(const Pairs& pairs, const Arg& table, py::object order_tensor,
+                             py::object start_tensor, py::object taps_tensor,
+                             py::object rows_tensor, int n_threads) {
+  const Check check{"fill_row_groups"};
+  Arg order, start, taps, rows;
+  view_of(order_tensor, &order.view);
+  view_of(start_tensor, &start.view);
+  view_of(taps_tensor, &taps.view);
+  view_of(rows_tensor, &rows.view);
+  check_plan(check, pairs, table, order, start);
+  const int64_t n_dst = table.view.shape[0], n_entries = taps.view.n_elements();
+  check.rows("order", order.view, -1, n_dst);
+  check.starts("start", start.view, n_entries);
+  check.tensor("taps", taps.view, DType::kInt32, {n_entries});
+  check.tensor("rows", rows.view, DType::kInt32, {n_entries, kGroupRows});
+  check.apart({{"taps", taps.view}, {"rows", rows.view}},
+              {{"table", table.view}, {"order", order.view}, {"start", start.view}});
+  const RowGroups groups{order.view.as<int32_t>(), start.view.as<int64_t>(),
+                         taps.view.as<int32_t>(), rows.view.as<int32_t>(), n_row_groups(n_dst)};
+  bool good;
+  {
+    const py::gil_scoped_release release;
+    good = fill_row_groups(table.view.as<int32_t>(), table.view.shape[1], groups.n_groups,
+                           groups.order, groups.start, taps.view.as<int32_t>(),
+                           rows.view.as<int32_t>(), n_threads);
+  }
+  if (!good)
+    throw py::value_error("fill_row_groups: the table or the plan changed since it was made");
+  pairs.keep({std::move(order_tensor), std::move(start_tensor), std::move(taps_tensor),
+              std::move(rows_tensor), groups, n_dst});
+}
+
+// ------------------------------------------------------------------ forward and input gradient
+// Elements of what the values are summed in.
+int64_t workspace_of(const Arg& x, int64_t c_out, int64_t n_offsets, int64_t groups,
+                     int64_t n_dst) {
+  const Check check{"conv"};
+  const DType dtype = check.floating("x", x.view);
+  check.tensor("x", x.view, dtype, {-1, -1});
+  check.at_least("n_dst", n_dst, 0);
+  const int64_t c_in = x.view.shape[1];
+  groups_fit(check, groups, c_in, c_out, n_offsets);
+  if (dtype == DType::kFloat64) return conv_workspace<double>(c_in, c_out, n_offsets, groups);
+  if (dtype == DType::kFloat32) return conv_workspace<float>(c_in, c_out, n_offsets, groups);
+  if (on_tiles(dtype, c_in, c_out, groups)) return group_conv_workspace(c_in, c_out, n_offsets) / 2;
+  return half_conv_workspace(c_in, c_out, n_offsets, groups, x.view.shape[0], n_dst);
 }
 
 // (d0, d1, n_offsets), contiguous or with its last two dimensions swapped in memory.
@@ -43,7 +127,8 @@ bool is_channels_last(const TensorView& w) {
 void weight_fits(const Check& check, const TensorView& weight, DType dtype, int64_t c_in,
                  int64_t c_out, int64_t groups, bool transposed) {
   TensorView w = weight;  // as if contiguous: what else is wrong shows first
-  if (w.n_dims == 3 && is_channels_last(w)) {
+  const bool wide = dtype == DType::kFloat32 || dtype == DType::kFloat64;
+  if (wide && w.n_dims == 3 && is_channels_last(w)) {
     w.strides[1] = w.shape[2];
     w.strides[2] = 1;
   }
@@ -57,7 +142,7 @@ ConvArgs<T> weight_args(const OptionalArg& weight, const Arg& workspace, const P
                         int64_t c_in, int64_t c_out, int64_t groups, bool transposed) {
   ConvArgs<T> a{};
   a.weight = weight.given ? weight.view.as<T>() : nullptr;
-  a.workspace = workspace.view.as<T>();
+  a.workspace = workspace.view.as<Acc<T>>();
   a.pairs = pairs;
   a.c_in = c_in;
   a.c_out = c_out;
@@ -65,6 +150,13 @@ ConvArgs<T> weight_args(const OptionalArg& weight, const Arg& workspace, const P
   a.transposed = transposed;
   a.channels_last = weight.given && is_channels_last(weight.view);
   return a;
+}
+
+int64_t packed_size_of(bool is_double, int64_t c_in, int64_t c_out, int64_t n_offsets,
+                       int64_t groups) {
+  groups_fit({"conv_pack"}, groups, c_in, c_out, n_offsets);
+  return is_double ? conv_workspace<double>(c_in, c_out, n_offsets, groups)
+                   : conv_workspace<float>(c_in, c_out, n_offsets, groups);
 }
 
 void conv_pack_checked(const OptionalArg& weight, int64_t c_in, int64_t c_out, int64_t groups,
@@ -75,15 +167,22 @@ void conv_pack_checked(const OptionalArg& weight, int64_t c_in, int64_t c_out, i
   groups_fit(check, groups, c_in, c_out);
   weight_fits(check, weight.view, dtype, c_in, c_out, groups, transposed);
   const int64_t n_offsets = weight.view.shape[2];
+  if (dtype != DType::kFloat32 && dtype != DType::kFloat64)
+    throw py::type_error("conv_pack: weight must be float32 or float64; 16-bit ones are not kept");
+  const bool is_double = dtype == DType::kFloat64;
   check.tensor("workspace", workspace.view, dtype,
-               {workspace_of(dtype == DType::kFloat64, c_in, c_out, n_offsets, groups)});
+               {packed_size_of(is_double, c_in, c_out, n_offsets, groups)});
   check.disjoint("workspace", workspace.view, "weight", weight.view);
   const py::gil_scoped_release release;
-  for_dtype(dtype, [&](auto zero) {
-    const PairList pairs{nullptr, nullptr, nullptr, n_offsets};
+  const PairList pairs{nullptr, nullptr, nullptr, n_offsets};
+  const auto pack = [&](auto zero) {
     conv_pack(weight_args<decltype(zero)>(weight, workspace, pairs, c_in, c_out, groups, transposed),
               n_threads);
-  });
+  };
+  if (is_double)
+    pack(double{});
+  else
+    pack(float{});
 }
 
 void conv_checked(const Arg& x, const OptionalArg& weight, const OptionalArg& bias,
@@ -102,11 +201,14 @@ void conv_checked(const Arg& x, const OptionalArg& weight, const OptionalArg& bi
     n_offsets = weight.view.shape[2];
     check.disjoint("y", y.view, "weight", weight.view);
     check.disjoint("workspace", workspace.view, "weight", weight.view);
+  } else if (dtype != DType::kFloat32 && dtype != DType::kFloat64) {
+    throw py::type_error("conv: weight must be given where x is 16-bit, got None");
   }
-  if (bias.given) check.tensor("bias", bias.view, dtype, {c_out});
+  const DType acc = acc_of(dtype);
+  if (bias.given) check.tensor("bias", bias.view, acc, {c_out});
   if (u.given) {
     if (!u_start.given || !u_rows.given) throw py::value_error("conv: u needs u_start and u_rows");
-    check.tensor("u", u.view, dtype, {-1, c_out});
+    check.tensor("u", u.view, acc, {-1, c_out});
     check.tensor("u_start", u_start.view, DType::kInt64, {n_dst + 1});
     check.tensor("u_rows", u_rows.view, DType::kInt32, {-1});
     check.starts("u_start", u_start.view, u_rows.view.shape[0]);
@@ -122,30 +224,51 @@ void conv_checked(const Arg& x, const OptionalArg& weight, const OptionalArg& bi
   check.disjoint("y", y.view, "workspace", workspace.view);
   check.disjoint("workspace", workspace.view, "x", x.view);
   if (bias.given) check.disjoint("y", y.view, "bias", bias.view);
-  check.tensor("workspace", workspace.view, dtype,
-               {workspace_of(dtype == DType::kFloat64, c_in, c_out, n_offsets, groups)});
+  check.tensor("workspace", workspace.view, acc,
+               {workspace_of(x, c_out, n_offsets, groups, n_dst)});
+  const bool grouped = on_tiles(dtype, c_in, c_out, groups);
+  const KeptGroups kept = grouped ? pairs.groups() : KeptGroups{};
+  if (grouped && kept.n_dst != n_dst)
+    throw py::value_error("conv: pairs must have row groups of " + std::to_string(n_dst) +
+                          " rows, got " + std::to_string(kept.n_dst) + "; use ops.conv");
   const py::gil_scoped_release release;
   for_dtype(dtype, [&](auto zero) {
     using T = decltype(zero);
-    auto a = weight_args<T>(weight, workspace, pairs.list(), c_in, c_out, groups, transposed);
-    a.x = x.view.as<T>();
-    a.bias = bias.given ? bias.view.as<T>() : nullptr;
-    a.u = u.given ? u.view.as<T>() : nullptr;
-    a.u_start = u_start.view.as<int64_t>();
-    a.u_rows = u_rows.view.as<int32_t>();
-    a.y = y.view.as<T>();
-    a.n_dst = n_dst;
-    conv(a, n_threads);
+    auto args = weight_args<T>(weight, workspace, pairs.list(), c_in, c_out, groups, transposed);
+    args.x = x.view.as<T>();
+    args.bias = bias.given ? bias.view.as<Acc<T>>() : nullptr;
+    args.u = u.given ? u.view.as<Acc<T>>() : nullptr;
+    args.u_start = u_start.view.as<int64_t>();
+    args.u_rows = u_rows.view.as<int32_t>();
+    args.y = y.view.as<T>();
+    args.n_dst = n_dst;
+    args.n_src = x.view.shape[0];
+    if constexpr (kIsBfloat<T>) {
+      if (grouped) return group_conv(args, kept.groups, n_threads);
+    }
+    if constexpr (kIsHalf<T>)
+      half_conv(args, n_threads);
+    else
+      conv(args, n_threads);
   });
 }
 
-int64_t weight_grad_workspace_of(bool is_double, int64_t c_in, int64_t c_out, const Pairs& pairs,
-                                 int64_t n_dst, int64_t groups) {
+// ------------------------------------------------------------------ weight gradient
+int64_t weight_grad_workspace_of(const Arg& x, const Arg& dy, const Pairs& pairs, int64_t groups) {
   const Check check{"conv_weight_grad"};
-  groups_fit(check, groups, c_in, c_out, pairs.list().n_offsets);
-  check.at_least("n_dst", n_dst, 0);
-  return is_double ? weight_grad_workspace<double>(c_in, c_out, pairs.list(), n_dst, groups)
-                   : weight_grad_workspace<float>(c_in, c_out, pairs.list(), n_dst, groups);
+  const DType dtype = check.floating("x", x.view);
+  check.tensor("x", x.view, dtype, {-1, -1});
+  check.tensor("dy", dy.view, dtype, {-1, -1});
+  const int64_t c_in = x.view.shape[1], c_out = dy.view.shape[1], n_dst = dy.view.shape[0];
+  const PairList& list = pairs.list();
+  groups_fit(check, groups, c_in, c_out, list.n_offsets);
+  if (dtype == DType::kFloat64)
+    return weight_grad_workspace<double>(c_in, c_out, list, n_dst, groups);
+  if (dtype == DType::kFloat32)
+    return weight_grad_workspace<float>(c_in, c_out, list, n_dst, groups);
+  if (on_tiles(dtype, c_in, c_out, groups))
+    return weight_grad_workspace<bf16>(c_in, c_out, list, n_dst, groups);
+  return half_weight_grad_workspace(c_in, c_out, list, x.view.shape[0], n_dst, groups);
 }
 
 void weight_grad_checked(const Arg& x, const Arg& dy, const Pairs& pairs, int64_t groups,
@@ -166,15 +289,28 @@ void weight_grad_checked(const Arg& x, const Arg& dy, const Pairs& pairs, int64_
   check.disjoint("dw", dw.view, "workspace", workspace.view);
   check.disjoint("workspace", workspace.view, "x", x.view);
   check.disjoint("workspace", workspace.view, "dy", dy.view);
-  check.tensor("workspace", workspace.view, dtype,
-               {weight_grad_workspace_of(dtype == DType::kFloat64, c_in, c_out, pairs,
-                                         dy.view.shape[0], groups)});
+  check.tensor("workspace", workspace.view, acc_of(dtype),
+               {weight_grad_workspace_of(x, dy, pairs, groups)});
   const py::gil_scoped_release release;
   for_dtype(dtype, [&](auto zero) {
     using T = decltype(zero);
-    weight_grad<T>({x.view.as<T>(), dy.view.as<T>(), dw.view.as<T>(), workspace.view.as<T>(),
-                    pairs.list(), dy.view.shape[0], c_in, c_out, groups},
-                   n_threads);
+    const WeightGradArgs<T> args{x.view.as<T>(),
+                                 dy.view.as<T>(),
+                                 dw.view.as<T>(),
+                                 workspace.view.as<Acc<T>>(),
+                                 pairs.list(),
+                                 dy.view.shape[0],
+                                 c_in,
+                                 c_out,
+                                 groups,
+                                 x.view.shape[0]};
+    if constexpr (kIsBfloat<T>) {
+      if (on_tiles(dtype, c_in, c_out, groups)) return weight_grad(args, n_threads);
+    }
+    if constexpr (kIsHalf<T>)
+      half_weight_grad(args, n_threads);
+    else
+      weight_grad(args, n_threads);
   });
 }
 
@@ -191,7 +327,12 @@ void bind_conv(py::module_& m) {
       .def_property_readonly("src_rows", &Pairs::src_rows)
       .def_property_readonly("dst_rows", &Pairs::dst_rows)
       .def_property_readonly("offset_start", &Pairs::offset_start);
+  m.def("takes_row_groups", &takes_row_groups_checked);
+  m.def("has_row_groups", &has_row_groups);
+  m.def("plan_row_groups", &plan_row_groups_checked);
+  m.def("fill_row_groups", &fill_row_groups_checked);
   m.def("conv_workspace", &workspace_of);
+  m.def("packed_size", &packed_size_of);
   m.def("conv_pack", &conv_pack_checked);
   m.def("conv", &conv_checked);
   m.def("conv_weight_grad_workspace", &weight_grad_workspace_of);

@@ -273,9 +273,10 @@ void window_max_grad_checked(const Arg& dy, const Arg& arg, const Arg& start, co
   const py::gil_scoped_release release;
   for_dtype(dtype, [&](auto zero) {
     using T = decltype(zero);
-    window_max_grad<T>({dy.view.as<T>(), arg.view.as<int32_t>(), start.view.as<int64_t>(),
-                        index.view.as<int64_t>(), n_offsets, n_rows, n_channels, dx.view.as<T>()},
-                       workspace.view.as<int64_t>(), n_threads);
+    window_max_grad<T>(
+        {dy.view.as<T>(), arg.view.as<int32_t>(), start.view.as<int64_t>(),
+         index.view.as<int64_t>(), n_offsets, n_rows, n_channels, dx.view.as<T>(), nullptr},
+        workspace.view.as<int64_t>(), n_threads);
   });
 }
 

@@ -5,11 +5,21 @@
 #include <pybind11/pybind11.h>
 
 #include <algorithm>
+#include <memory>
+#include <mutex>
 
 #include "bind/tensor_arg.h"
 #include "cpu/conv/conv.h"
+#include "cpu/conv/row_groups.h"
 
 namespace ds {
+
+// Row groups and the tensors that hold them.
+struct KeptGroups {
+  pybind11::object order, start, taps, rows;
+  RowGroups groups{};
+  int64_t n_dst = -1;
+};
 
 class Pairs {
  public:
@@ -44,8 +54,21 @@ class Pairs {
     std::swap(swapped.src_, swapped.dst_);
     std::swap(swapped.list_.src, swapped.list_.dst);
     std::swap(swapped.src_bound_, swapped.dst_bound_);
+    swapped.side_ ^= 1;
     return swapped;
   }
+
+  // The destination rows in groups, as far as they were kept; n_dst is -1 else. Both directions
+  // keep theirs in one place, so that it does not matter which Pairs object asks.
+  KeptGroups groups() const {
+    const std::lock_guard<std::mutex> lock(store_->mutex);
+    return store_->sides[side_];
+  }
+  void keep(KeptGroups kept) const {
+    const std::lock_guard<std::mutex> lock(store_->mutex);
+    std::swap(store_->sides[side_], kept);  // what was there before dies after the lock
+  }
+  int64_t src_bound() const { return src_bound_; }
 
   void check_fits(const Check& check, int64_t n_offsets, int64_t n_src, int64_t n_dst) const {
     const std::string where = std::string(check.operation) + ": pairs ";
@@ -96,6 +119,12 @@ class Pairs {
   pybind11::object src_, dst_, start_;
   PairList list_{};
   int64_t src_bound_ = 0, dst_bound_ = 0;
+  struct Store {
+    std::mutex mutex;
+    KeptGroups sides[2];
+  };
+  std::shared_ptr<Store> store_ = std::make_shared<Store>();
+  int side_ = 0;
 };
 
 }  // namespace ds

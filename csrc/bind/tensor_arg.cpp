@@ -15,6 +15,8 @@ DType dtype_of(uint8_t code, int bits) {
   if (code == dlpack::kInt && bits == 64) return DType::kInt64;
   if (code == dlpack::kFloat && bits == 32) return DType::kFloat32;
   if (code == dlpack::kFloat && bits == 64) return DType::kFloat64;
+  if (code == dlpack::kBfloat && bits == 16) return DType::kBFloat16;
+  if (code == dlpack::kFloat && bits == 16) return DType::kFloat16;
   return DType::kOther;
 }
 
@@ -28,6 +30,10 @@ const char* name_of(DType dtype) {
       return "float32";
     case DType::kFloat64:
       return "float64";
+    case DType::kBFloat16:
+      return "bfloat16";
+    case DType::kFloat16:
+      return "float16";
     default:
       return "another dtype";
   }
@@ -74,11 +80,13 @@ void view_by_attributes(py::handle object, TensorView* view) {
   if (view->device_type == 0)
     throw std::runtime_error("doublesparse: tensors on device '" + device + "' are not supported");
   const std::string dtype = py::str(object.attr("dtype"));
-  view->dtype = dtype == "torch.float32"   ? DType::kFloat32
-                : dtype == "torch.float64" ? DType::kFloat64
-                : dtype == "torch.int32"   ? DType::kInt32
-                : dtype == "torch.int64"   ? DType::kInt64
-                                           : DType::kOther;
+  view->dtype = dtype == "torch.float32"    ? DType::kFloat32
+                : dtype == "torch.float64"  ? DType::kFloat64
+                : dtype == "torch.int32"    ? DType::kInt32
+                : dtype == "torch.int64"    ? DType::kInt64
+                : dtype == "torch.bfloat16" ? DType::kBFloat16
+                : dtype == "torch.float16"  ? DType::kFloat16
+                                            : DType::kOther;
   const py::tuple shape(object.attr("shape")), strides(object.attr("stride")());
   if (shape.size() > kMaxDims)
     throw py::value_error("doublesparse: a tensor has more than 8 dimensions");
@@ -90,13 +98,22 @@ void view_by_attributes(py::handle object, TensorView* view) {
   view->data = reinterpret_cast<void*>(object.attr("data_ptr")().cast<uintptr_t>());
 }
 
+// Tensors of torch.func's transforms have no storage, which torch says with its own stack trace.
+[[noreturn]] void not_borrowed() {
+  const py::error_already_set error;
+  if (std::strstr(error.what(), "storage") == nullptr) throw error;
+  throw std::runtime_error(
+      "doublesparse: argument must be a tensor with data, got one without storage; torch.func "
+      "transforms (vmap, grad, jvp) are not supported, use torch.autograd");
+}
+
 }  // namespace
 
 void view_of(py::handle object, TensorView* view) {
   const dlpack::ExchangeApi* api = exchange_api(Py_TYPE(object.ptr()));
   if (api == nullptr) return view_by_attributes(object, view);
   dlpack::Tensor t;
-  if (api->dltensor_from_py_object_no_sync(object.ptr(), &t) != 0) throw py::error_already_set();
+  if (api->dltensor_from_py_object_no_sync(object.ptr(), &t) != 0) not_borrowed();
   if (t.ndim > kMaxDims) throw py::value_error("doublesparse: a tensor has more than 8 dimensions");
   view->data = static_cast<char*>(t.data) + t.byte_offset;
   view->device_type = t.device.device_type;
@@ -129,9 +146,7 @@ void Check::tensor(const char* name, const TensorView& t, DType dtype,
 
 void Check::disjoint(const char* name, const TensorView& out, const char* other_name,
                      const TensorView& other) const {
-  const auto bytes = [](const TensorView& t) {
-    return t.n_elements() * (t.dtype == DType::kInt32 || t.dtype == DType::kFloat32 ? 4 : 8);
-  };
+  const auto bytes = [](const TensorView& t) { return t.n_elements() * bytes_of(t.dtype); };
   const char* a = out.as<char>();
   const char* b = other.as<char>();
   if (a < b + bytes(other) && b < a + bytes(out))
@@ -196,9 +211,10 @@ void Check::rows(const char* name, const TensorView& t, int64_t low, int64_t hig
 }
 
 DType Check::floating(const char* name, const TensorView& t) const {
-  if (t.dtype != DType::kFloat32 && t.dtype != DType::kFloat64)
+  if (t.dtype != DType::kFloat32 && t.dtype != DType::kFloat64 && t.dtype != DType::kBFloat16 &&
+      t.dtype != DType::kFloat16)
     throw py::type_error(std::string(operation) + ": " + name +
-                         " must be float32 or float64, got " + name_of(t.dtype));
+                         " must be float32, float64, bfloat16 or float16, got " + name_of(t.dtype));
   return t.dtype;
 }
 

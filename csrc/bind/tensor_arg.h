@@ -7,6 +7,7 @@
 #include <initializer_list>
 #include <string>
 
+#include "core/half.h"
 #include "core/tensor_view.h"
 
 namespace ds {
@@ -47,7 +48,8 @@ struct Check {
   void starts_within(const char* name, const TensorView& t, int64_t total) const;
   // every element (int32 or int64) in [low, high)
   void rows(const char* name, const TensorView& t, int64_t low, int64_t high) const;
-  DType floating(const char* name, const TensorView& t) const;  // float32 or float64
+  // float32, float64, bfloat16 or float16
+  DType floating(const char* name, const TensorView& t) const;
 };
 
 inline std::string shape_text(const int64_t* shape, int n) {
@@ -57,11 +59,20 @@ inline std::string shape_text(const int64_t* shape, int n) {
   return text + ")";
 }
 
-// Calls f(T{}) with float or double.
+// What values of a floating dtype are summed in: its own, or float32.
+constexpr DType acc_of(DType dtype) {
+  return dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
+}
+
+// Calls f(T{}) with float, double, bf16 or f16.
 template <class F>
 void for_dtype(DType dtype, const F& f) {
   if (dtype == DType::kFloat64)
     f(double{});
+  else if (dtype == DType::kBFloat16)
+    f(bf16{});
+  else if (dtype == DType::kFloat16)
+    f(f16{});
   else
     f(float{});
 }

@@ -4,7 +4,14 @@
 
 namespace ds {
 
-enum class DType : uint8_t { kInt32, kInt64, kFloat32, kFloat64, kOther };
+enum class DType : uint8_t { kInt32, kInt64, kFloat32, kFloat64, kBFloat16, kFloat16, kOther };
+
+constexpr int64_t bytes_of(DType dtype) {
+  return dtype == DType::kBFloat16 || dtype == DType::kFloat16 ? 2
+         : dtype == DType::kInt32 || dtype == DType::kFloat32  ? 4
+                                                               : 8;
+}
+
 constexpr int kMaxDims = 8;
 
 struct TensorView {

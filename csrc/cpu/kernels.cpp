@@ -1,5 +1,6 @@
 #include "cpu/kernels.h"
 
+#include <algorithm>
 #include <cstdlib>
 
 namespace ds {
@@ -12,6 +13,33 @@ extern const KernelTable kAvx2Kernels;
 #ifdef DS_HAVE_avx512
 extern const KernelTable kAvx512Kernels;
 #endif
+#ifdef DS_HAVE_amx
+void amx_group_conv(const GroupConvTile&);
+void amx_weight_grad(const WeightGradBlock<bf16>&);
+#endif
+void emulated_group_conv(const GroupConvTile&);
+void emulated_weight_grad(const WeightGradBlock<bf16>&);
+
+namespace {
+
+// Another instruction set's kernels, and matrix tiles.
+KernelTable with_tiles(const KernelTable& base, Isa isa, void (*group_conv)(const GroupConvTile&),
+                       void (*weight_grad)(const WeightGradBlock<bf16>&)) {
+  KernelTable table = base;
+  table.isa = isa;
+  table.group_conv = group_conv;
+  table.tile_weight_grad = weight_grad;
+  return table;
+}
+
+}  // namespace
+
+// The best instruction set up to `cap` that this machine has and this build has kernels for.
+static Isa compiled_isa(Isa cap) {
+  int isa = static_cast<int>(std::min(cap, detected_isa()));
+  while (kernel_table_of(static_cast<Isa>(isa)) == nullptr) --isa;  // kReference always exists
+  return static_cast<Isa>(isa);
+}
 
 const KernelTable* kernel_table_of(Isa isa) {
   switch (isa) {
@@ -27,6 +55,18 @@ const KernelTable* kernel_table_of(Isa isa) {
     case Isa::kAvx512:
       return &kAvx512Kernels;
 #endif
+#if defined(DS_HAVE_amx) && defined(DS_HAVE_avx512)
+    case Isa::kAmx: {
+      static const KernelTable table =
+          with_tiles(kAvx512Kernels, isa, amx_group_conv, amx_weight_grad);
+      return &table;
+    }
+#endif
+    case Isa::kAmxEmulated: {
+      static const KernelTable table = with_tiles(*kernel_table_of(compiled_isa(Isa::kAvx512)), isa,
+                                                  emulated_group_conv, emulated_weight_grad);
+      return &table;
+    }
     default:
       return nullptr;
   }
@@ -34,13 +74,13 @@ const KernelTable* kernel_table_of(Isa isa) {
 
 Isa chosen_isa() {
   static const Isa chosen = [] {
-    Isa cap = detected_isa();
     Isa wanted;
     const char* name = std::getenv("DOUBLESPARSE_ISA");
-    if (name != nullptr && isa_from_name(name, &wanted) && wanted < cap) cap = wanted;
-    int isa = static_cast<int>(cap);
-    while (kernel_table_of(static_cast<Isa>(isa)) == nullptr) --isa;  // kReference always exists
-    return static_cast<Isa>(isa);
+    if (name == nullptr || !isa_from_name(name, &wanted)) wanted = Isa::kAmx;
+    if (wanted == Isa::kAmxEmulated) return wanted;
+    const Isa isa = compiled_isa(wanted);
+    // Tile registers have to be asked for; here, once, where they would be used.
+    return isa == Isa::kAmx && !request_tiles() ? compiled_isa(Isa::kAvx512) : isa;
   }();
   return chosen;
 }

@@ -4,7 +4,9 @@
 #include <cstdint>
 
 #include "core/cpu_features.h"
+#include "core/half.h"
 #include "cpu/conv/depthwise.h"
+#include "cpu/conv/group_conv.h"
 #include "cpu/pool/pool.h"
 #include "cpu/rows/rows.h"
 
@@ -45,18 +47,13 @@ struct WeightGradBlock {
   const int32_t* src;
   const int32_t* dst;
   int64_t n_pairs, c_in, c_out;
-  T* dw;
+  Acc<T>* dw;
   int64_t ldw;
 };
 
+// What every floating type has.
 template <class T>
-struct KernelSet {
-  int panel_width;  // columns of a packed weight panel
-  void (*gemm_tile)(const GemmTile<T>&);
-  void (*weight_grad_block)(const WeightGradBlock<T>&);
-  // c_in == c_out == the channels, w (n_offsets, channels)
-  void (*depthwise_tile)(const GemmTile<T>&);
-  void (*depthwise_grad_chunk)(const DepthwiseGradChunk<T>&);
+struct RowKernels {
   // rows [row_begin, row_end) of the table
   void (*window_max)(const WindowArgs<T>&, int64_t row_begin, int64_t row_end);
   void (*window_sum)(const WindowArgs<T>&, int64_t row_begin, int64_t row_end);
@@ -66,10 +63,32 @@ struct KernelSet {
   void (*segment_sum)(const SegmentSumArgs<T>&);
 };
 
+template <class T>
+struct KernelSet : RowKernels<T> {
+  int panel_width;  // columns of a packed weight panel
+  void (*gemm_tile)(const GemmTile<T>&);
+  void (*weight_grad_block)(const WeightGradBlock<T>&);
+  // c_in == c_out == the channels, w (n_offsets, channels)
+  void (*depthwise_tile)(const GemmTile<T>&);
+  void (*depthwise_grad_chunk)(const DepthwiseGradChunk<T>&);
+};
+
+// bfloat16 and float16: convolutions run on the float32 kernels, between two conversions.
+template <class T>
+struct HalfKernelSet : RowKernels<T> {
+  void (*widen)(const T* from, int64_t n, float* into);
+  void (*round)(const float* from, int64_t n, T* into);
+};
+
 struct KernelTable {
   Isa isa;
   KernelSet<float> f32;
   KernelSet<double> f64;
+  HalfKernelSet<bf16> b16;
+  HalfKernelSet<f16> h16;
+  // With matrix tiles; null where there are none. dw is padded to 32 x 32 in both dimensions.
+  void (*group_conv)(const GroupConvTile&);
+  void (*tile_weight_grad)(const WeightGradBlock<bf16>&);
 };
 
 const KernelTable& kernel_table();            // of the chosen ISA
@@ -77,18 +96,18 @@ const KernelTable* kernel_table_of(Isa isa);  // null where not compiled in
 Isa chosen_isa();                             // DOUBLESPARSE_ISA caps what detected_isa() found
 
 template <class T>
-const KernelSet<T>& kernels();
-template <class T>
-int64_t packed_width(int64_t c_out);  // of a group's packed weight
-template <>
-inline const KernelSet<float>& kernels<float>() {
-  return kernel_table().f32;
-}
-template <>
-inline const KernelSet<double>& kernels<double>() {
-  return kernel_table().f64;
+const auto& kernels() {
+  if constexpr (sizeof(T) == 8)
+    return kernel_table().f64;
+  else if constexpr (sizeof(T) == 4)
+    return kernel_table().f32;
+  else if constexpr (kIsBfloat<T>)
+    return kernel_table().b16;
+  else
+    return kernel_table().h16;
 }
 
+// Columns of a group's packed weight.
 template <class T>
 int64_t packed_width(int64_t c_out) {
   return c_out <= kNarrowColumns ? 1 : kernels<T>().panel_width;

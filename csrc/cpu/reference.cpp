@@ -4,22 +4,31 @@ namespace ds {
 namespace {
 
 template <class T>
+constexpr RowKernels<T> row_set() {
+  return {window_max_ref<T>, window_sum_ref<T>, window_max_grad_ref<T>, segment_sum_ref<T>};
+}
+
+template <class T>
 constexpr KernelSet<T> reference_set() {
-  return {1,
-          gemm_tile_ref<T>,
-          weight_grad_block_ref<T>,
-          depthwise_tile_ref<T>,
-          depthwise_grad_chunk_ref<T>,
-          window_max_ref<T>,
-          window_sum_ref<T>,
-          window_max_grad_ref<T>,
-          segment_sum_ref<T>};
+  return {row_set<T>(),          1,
+          gemm_tile_ref<T>,      weight_grad_block_ref<T>,
+          depthwise_tile_ref<T>, depthwise_grad_chunk_ref<T>};
+}
+
+template <class T>
+constexpr HalfKernelSet<T> half_reference_set() {
+  return {row_set<T>(), widen_ref<T>, round_ref<T>};
 }
 
 }  // namespace
 
 extern const KernelTable kReferenceKernels;
-const KernelTable kReferenceKernels = {Isa::kReference, reference_set<float>(),
-                                       reference_set<double>()};
+const KernelTable kReferenceKernels = {Isa::kReference,
+                                       reference_set<float>(),
+                                       reference_set<double>(),
+                                       half_reference_set<bf16>(),
+                                       half_reference_set<f16>(),
+                                       nullptr,
+                                       nullptr};
 
 }  // namespace ds

@@ -22,5 +22,9 @@ template <class T>
 void window_max_grad_ref(const WindowMaxGradArgs<T>& a);
 template <class T>
 void segment_sum_ref(const SegmentSumArgs<T>& a);
+template <class T>
+void widen_ref(const T* from, int64_t n, float* into);
+template <class T>
+void round_ref(const float* from, int64_t n, T* into);
 
 }  // namespace ds

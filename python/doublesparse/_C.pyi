@@ -82,7 +82,25 @@ def keys_to_coords(
 ) -> None: ...
 
 # ------------------------------------------------------------------ convolution
+def takes_row_groups(x: Tensor, c_out: int, groups: int, /) -> bool: ...
+def has_row_groups(pairs: Pairs, n_dst: int, /) -> bool: ...
+def plan_row_groups(
+    pairs: Pairs, table: Tensor, keys: Tensor, order: Tensor, start: Tensor, n_threads: int, /
+) -> int: ...
+def fill_row_groups(
+    pairs: Pairs,
+    table: Tensor,
+    order: Tensor,
+    start: Tensor,
+    taps: Tensor,
+    rows: Tensor,
+    n_threads: int,
+    /,
+) -> None: ...
 def conv_workspace(
+    x: Tensor, c_out: int, n_offsets: int, groups: int, n_dst: int, /
+) -> int: ...
+def packed_size(
     is_double: bool, c_in: int, c_out: int, n_offsets: int, groups: int, /
 ) -> int: ...
 def conv_pack(
@@ -110,9 +128,7 @@ def conv(
     n_threads: int,
     /,
 ) -> None: ...
-def conv_weight_grad_workspace(
-    is_double: bool, c_in: int, c_out: int, pairs: Pairs, n_dst: int, groups: int, /
-) -> int: ...
+def conv_weight_grad_workspace(x: Tensor, dy: Tensor, pairs: Pairs, groups: int, /) -> int: ...
 def conv_weight_grad(
     x: Tensor,
     dy: Tensor,
@@ -187,6 +203,20 @@ def window_max_grad(
     n_threads: int,
     /,
 ) -> None: ...
+def join_rows(a: Tensor, b: Tensor, keys: Tensor, from_a: Tensor, from_b: Tensor, /) -> int: ...
+def add_rows(
+    a: Tensor,
+    ground_a: Tensor | None,
+    from_a: Tensor,
+    b: Tensor,
+    ground_b: Tensor | None,
+    from_b: Tensor,
+    scale: float,
+    y: Tensor,
+    n_threads: int,
+    /,
+) -> None: ...
+def scatter_rows(rows: Tensor, place: Tensor, out: Tensor, n_threads: int, /) -> None: ...
 def segment_workspace(is_double: bool, n_positions: int, n_channels: int, /) -> int: ...
 def segment_sum(
     values: Tensor,

@@ -13,7 +13,7 @@ Call any PyTorch network on a `SparseTensor`:
 
 import torch as _torch  # noqa: F401 - first: its OpenMP runtime is the one the kernels share
 
-from . import _collate, data, dispatch, functional, models, nn  # noqa: F401 (dispatch)
+from . import _collate, _library, data, dispatch, functional, models, nn  # noqa: F401
 from ._autotune import autotune
 from ._cache import set_cache_limit
 from ._collate import collate

@@ -24,6 +24,7 @@ from ._global_pool import global_avg_pool
 from ._ground import GroundState
 from ._parameters import check_axes, check_dtype
 from ._regather import adaptive_taps, readers
+from ._torch_compat import untraced
 from .sites import Sites
 from .tensor import SparseTensor
 
@@ -135,6 +136,7 @@ def _weighted_sum(rows: Tensor, weighted: _Weighted) -> Tensor:
 
 
 # ------------------------------------------------------------------ the windows
+@untraced
 def _build(sites: Sites, size: Ints, axes: tuple[AxisClasses, ...] | None, n_samples: int) -> _Plan:
     taps = [adaptive_taps(n, m) for n, m in zip(sites.spatial_shape, size, strict=True)]
     out_sites, src, dst = _joined(sites, taps)

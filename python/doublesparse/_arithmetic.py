@@ -15,11 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ._autograd import wanted
 from ._classes import merge
 from ._elementwise import Function, apply, channel_dim, refuse, with_values
 from ._ground import GroundState
-from ._memo import remembered
-from ._union import Rows, place, spread_rows, union
+from ._memo import memo_of, remembered
+from ._space_constant import as_sparse, constant_rows
+from ._torch_compat import traced
+from ._union import Rows, add, place, spread_rows, union
+from .sites import Sites
 from .tensor import SparseTensor
 
 
@@ -79,22 +83,7 @@ def zip_with(
         RuntimeError: other devices.
     """
     _check_operands(operation, tensors)
-    sites = tensors[0].sites
-    rows: list[Rows] = [None]
-    for x in tensors[1:]:
-        sites, moved, more = union(sites, x.sites)
-        if moved is not None:
-            rows = [moved if r is None else moved[r] for r in rows]
-        rows.append(more)
-    if all(r is None for r in rows):
-        features = f(*(x.features for x in tensors)).contiguous()
-    elif kind:
-        features = place(tensors, rows, sites, kind)
-    else:
-        pairs = zip(tensors, rows, strict=True)
-        features = f(
-            *(x.features if r is None else place([x], [r], sites, "cat") for x, r in pairs)
-        )
+    features, sites = _features(f, tensors, kind)
     if any(x.ground is None for x in tensors):
         return SparseTensor._of(features, sites, None)
     grounds = [x.ground for x in tensors if x.ground is not None]
@@ -107,9 +96,41 @@ def zip_with(
         values, axes = _common_grounds(grounds)
         return GroundState._of(f(*values), axes)
 
-    frozen = bool(kind) and all(g.memo is not None for g in grounds)
+    frozen = bool(kind) and all(memo_of(g) is not None for g in grounds)
     state = remembered(grounds[0], kind, tuple(grounds[1:]), respond) if frozen else respond()
     return SparseTensor._of(features, sites, state)
+
+
+_SCALES = {"add": 1.0, "sub": -1.0}
+
+
+def _features(
+    f: Callable[..., Tensor], tensors: Sequence[SparseTensor], kind: str
+) -> tuple[Tensor, Sites]:
+    """F of the features on the union of the sites, and that union."""
+    sites = tensors[0].sites
+    if kind in _SCALES and _plain(tensors) and not sites.same_as(tensors[1].sites):
+        return add(tensors[0], tensors[1], _SCALES[kind])
+    rows: list[Rows] = [None]
+    for x in tensors[1:]:
+        sites, moved, more = union(sites, x.sites)
+        if moved is not None:
+            rows = [moved if r is None else moved[r] for r in rows]
+        rows.append(more)
+    if all(r is None for r in rows):
+        return f(*(x.features for x in tensors)).contiguous(), sites
+    if kind:
+        return place(tensors, rows, sites, kind), sites
+    pairs = zip(tensors, rows, strict=True)
+    operands = (x.features if r is None else place([x], [r], sites, "cat") for x, r in pairs)
+    return f(*operands), sites
+
+
+def _plain(tensors: Sequence[SparseTensor]) -> bool:
+    """Two operands in one dtype of the kernels, no gradient wanted, no graph traced."""
+    dtypes = {x.features.dtype for x in tensors}
+    fits = len(tensors) == 2 and dtypes in ({torch.float32}, {torch.float64})
+    return fits and not wanted(*tensors) and not traced(tensors[0].features)
 
 
 # ------------------------------------------------------------------ two operands
@@ -213,8 +234,14 @@ def _with_rows(
 def _as_rows(x: SparseTensor, other: Tensor, name: str) -> Tensor:
     """(1 or B, 1 or C) of a tensor that broadcasts against x without reaching into space."""
     shape = (1,) * (x.ndim - other.dim()) + tuple(other.shape)
-    if len(shape) != x.ndim or any(n > 1 for n in shape[2:]):
-        refuse(name, f"of a SparseTensor {tuple(x.shape)} and a dense {shape} has a dense result")
+    wide = len(shape) != x.ndim or any(n > 1 for n in shape[2:])
+    rows = constant_rows(x, other, by_value=False) if wide else other.reshape(shape[:2])
+    if rows is None:
+        refuse(
+            name,
+            f"of a SparseTensor {tuple(x.shape)} and a dense {shape} has a dense result",
+            "for a pooled branch use its (B, C, 1, ...), or .expand_as",
+        )
     channels = x.features.shape[1]
     fits = shape[1] in (1, channels) or channels == 1
     if shape[0] not in (1, x.batch_size) or not fits:
@@ -227,21 +254,28 @@ def _as_rows(x: SparseTensor, other: Tensor, name: str) -> Tensor:
             f"{name}: operands must be on one device, got {x.device} and {other.device}; "
             "move one with .to(device)"
         )
-    return other.reshape(shape[:2])
+    return rows
 
 
 def cat(tensors: Sequence[Any], dim: int = 0, *, axis: int | None = None, out: Any = None) -> Any:
-    """Channels side by side, on the union of the sites."""
+    """Channels side by side, on the union of the sites.
+
+    A dense operand must hold one value per sample and channel: a pooled branch at full size.
+    """
     dim = dim if axis is None else axis
     if out is not None:
         refuse("cat", "out= cannot be a SparseTensor")
-    for x in tensors:
-        if not isinstance(x, SparseTensor):
-            refuse("cat", f"of a SparseTensor and a {type(x).__name__} has a dense result")
-    if dim in (0, -tensors[0].ndim):
+    first = next(x for x in tensors if isinstance(x, SparseTensor))
+    if dim in (0, -first.ndim):
         refuse("cat", "of SparseTensors joins channels, dim=1", "for samples use ds.collate")
-    channel_dim(tensors[0], dim, "cat")
-    return zip_with(lambda *t: torch.cat(t, -1), tuple(tensors), "cat", True, "cat")
+    channel_dim(first, dim, "cat")
+    operands = []
+    for x in tensors:
+        sparse = as_sparse(first, x) if isinstance(x, Tensor) else x
+        if not isinstance(sparse, SparseTensor):
+            refuse("cat", f"of a SparseTensor and a {type(x).__name__} has a dense result")
+        operands.append(sparse)
+    return zip_with(lambda *t: torch.cat(t, -1), operands, "cat", True, "cat")
 
 
 def hstack(tensors: Sequence[Any], *, out: Any = None) -> Any:

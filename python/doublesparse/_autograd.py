@@ -8,7 +8,7 @@ threads. Second derivatives are not defined.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache, wraps
 from typing import Any
 
@@ -18,12 +18,19 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from . import ops
-from ._torch_compat import fast_apply
+from ._torch_compat import fast_apply, outside_transforms, traced
+
+Grads = tuple[Tensor | None, ...]
 
 
-def wanted(*tensors: Tensor | None) -> bool:
-    """Whether a gradient of any of these is."""
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+def wanted(*tensors: Any) -> bool:
+    """Whether a gradient of any of these is, and no traced operator brings its own."""
+    return (
+        torch.is_grad_enabled()
+        and any(t is not None and t.requires_grad for t in tensors)
+        and not traced(tensors[0])
+        and outside_transforms()
+    )
 
 
 def once(backward: Callable[..., Any]) -> Callable[..., Any]:
@@ -42,8 +49,10 @@ def _one_segment(n: int) -> Tensor:
     return torch.tensor([0, n])
 
 
-def _column_sum(rows: Tensor) -> Tensor:
+def column_sum(rows: Tensor) -> Tensor:
     """Sum over rows in a fixed order: (C,)."""
+    if traced(rows):
+        return torch.ops.doublesparse.column_sum(rows)
     return ops.segment_sum(rows, None, _one_segment(rows.shape[0])).view(-1)
 
 
@@ -83,7 +92,7 @@ class Segments:
             if self.rows is None:
                 rows = torch.arange(first, last, dtype=torch.int32)
             else:
-                rows = self.rows[first:last]
+                rows = self.rows[first:last].to(torch.int32)
             segment = torch.repeat_interleave(start[1:] - start[:-1])
             value_start, position = ops.invert_rows(rows, self.n_values)
             self._inverse = value_start, segment[position]
@@ -96,6 +105,22 @@ class Segments:
         return 8 * len(self.start) + 8 * self.n_values + 12 * n
 
 
+def spread(dy: Tensor, segments: Segments) -> Tensor:
+    """The gradient of a segment sum: every value gets the sum of dy[s] over its segments."""
+    if traced(dy):
+        rows, start, n_values = segments.rows, segments.start, segments.n_values
+        return torch.ops.doublesparse.segment_sum_grad(dy, rows, start, n_values)
+    start, segment = segments.inverse
+    return ops.segment_sum(dy, segment, start)
+
+
+def segment_sum_grads(needs: Sequence[bool], dy: Tensor, segments: Segments) -> Grads:
+    """Gradients of `segment_sum` with respect to values and bias, where needed."""
+    dy = dy.contiguous()
+    d_values = spread(dy, segments) if needs[0] else None
+    return d_values, column_sum(dy) if needs[1] else None
+
+
 class _SegmentSum(Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, bias: Tensor | None, segments: Segments) -> Tensor:
@@ -105,14 +130,7 @@ class _SegmentSum(Function):
     @staticmethod
     @once
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        dy = dy.contiguous()
-        d_values = d_bias = None
-        if ctx.needs_input_grad[0]:
-            start, segment = ctx.segments.inverse
-            d_values = ops.segment_sum(dy, segment, start)
-        if ctx.needs_input_grad[1]:
-            d_bias = _column_sum(dy)
-        return d_values, d_bias, None
+        return (*segment_sum_grads(ctx.needs_input_grad, dy, ctx.segments), None)
 
 
 _apply_segment_sum = fast_apply(_SegmentSum)
@@ -127,6 +145,23 @@ def segment_sum(values: Tensor, segments: Segments, bias: Tensor | None = None) 
     return ops.segment_sum(values, segments.rows, segments.start, bias)
 
 
+def segment_sum_sq_grads(
+    dy: Tensor, values: Tensor, start: Tensor, mean: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of `segment_sum_sq` with respect to values and mean."""
+    if traced(dy):
+        return torch.ops.doublesparse.segment_sum_sq_grads(dy, values, start, mean)
+    segment = torch.repeat_interleave(start[1:] - start[:-1])
+    first, last = int(start[0]), int(start[-1])
+    deviation = (values[first:last] - mean[segment]) * (2 * dy[segment])
+    d_mean = -ops.segment_sum(deviation, None, start - first)
+    if (first, last) != (0, values.shape[0]):
+        whole = torch.zeros_like(values)
+        whole[first:last] = deviation
+        deviation = whole
+    return deviation, d_mean
+
+
 class _SegmentSumSq(Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, mean: Tensor, start: Tensor) -> Tensor:
@@ -138,18 +173,7 @@ class _SegmentSumSq(Function):
     @once
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         values, mean = ctx.saved_tensors
-        start = ctx.start
-        segment = torch.repeat_interleave(start[1:] - start[:-1])
-        first, last = int(start[0]), int(start[-1])
-        deviation = (values[first:last] - mean[segment]) * (2 * dy[segment])
-        d_mean = None
-        if ctx.needs_input_grad[1]:
-            d_mean = -ops.segment_sum(deviation, None, start - first)
-        if (first, last) != (0, values.shape[0]):
-            whole = torch.zeros_like(values)
-            whole[first:last] = deviation
-            deviation = whole
-        return deviation, d_mean, None
+        return (*segment_sum_sq_grads(dy, values, ctx.start, mean), None)
 
 
 _apply_segment_sum_sq = fast_apply(_SegmentSumSq)
@@ -168,6 +192,14 @@ def segment_sum_sq(values: Tensor, start: Tensor, mean: Tensor) -> Tensor:
     return ops.segment_sum_sq(values, start, mean)
 
 
+def gather_rows_grad(dy: Tensor, rows: Tensor, n_values: int) -> Tensor:
+    """The gradient of values[rows], (n_values, C): sums in a fixed order."""
+    if traced(dy):
+        return torch.ops.doublesparse.gather_rows_grad(dy, rows, n_values)
+    start, position = ops.invert_rows(rows, n_values)
+    return ops.segment_sum(dy.contiguous(), position, start)
+
+
 class _GatherRows(Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, rows: Tensor) -> Tensor:
@@ -177,8 +209,7 @@ class _GatherRows(Function):
     @staticmethod
     @once
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        start, position = ops.invert_rows(ctx.rows, ctx.n_values)
-        return ops.segment_sum(dy.contiguous(), position, start), None
+        return gather_rows_grad(dy, ctx.rows, ctx.n_values), None
 
 
 _apply_gather = fast_apply(_GatherRows)
@@ -191,9 +222,34 @@ def gather_rows(values: Tensor, rows: Tensor) -> Tensor:
         values: (n, C).
         rows: int32 (m,), in [0, n).
     """
-    if values.dtype in (torch.float32, torch.float64) and wanted(values):
-        return _apply_gather(values, rows)
+    if values.dtype in (torch.float32, torch.float64):
+        if wanted(values):
+            return _apply_gather(values, rows)
+        if traced(values):
+            return torch.ops.doublesparse.gather_rows(values, rows)
     return values.index_select(0, rows)
+
+
+class _ScatterRows(Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, place: Tensor, n: int) -> Tensor:
+        ctx.place = place
+        return ops.scatter_rows(rows, place, n)
+
+    @staticmethod
+    @once
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        return dy.index_select(0, ctx.place), None, None
+
+
+_apply_scatter = fast_apply(_ScatterRows)
+
+
+def scatter_rows(rows: Tensor, place: Tensor, n: int) -> Tensor:
+    """Rows at their places, strictly ascending, and zero elsewhere: (n, C)."""
+    if rows.dtype not in (torch.float32, torch.float64):
+        return rows.new_zeros(n, rows.shape[1]).index_copy_(0, place, rows)
+    return _apply_scatter(rows, place, n) if wanted(rows) else ops.scatter_rows(rows, place, n)
 
 
 def merge_repeats(features: Tensor, order: Tensor, start: Tensor, how: str) -> Tensor:
@@ -204,7 +260,9 @@ def merge_repeats(features: Tensor, order: Tensor, start: Tensor, how: str) -> T
         segment = torch.repeat_interleave(start[1:] - start[:-1])[:, None].expand(
             -1, features.shape[1]
         )
-        out = features.new_zeros(len(start) - 1, features.shape[1])
+        # Not zeros: torch gives a start that equals the maximum a share of the gradient, with
+        # include_self=False too.
+        out = features.new_full((len(start) - 1, features.shape[1]), -torch.inf)
         return out.scatter_reduce(0, segment, features[order], "amax", include_self=False)
     segments = Segments(order.to(torch.int32), start, features.shape[0])
     wide = features if features.dtype == torch.float64 else features.float()
@@ -216,11 +274,47 @@ def merge_repeats(features: Tensor, order: Tensor, start: Tensor, how: str) -> T
 
 # ------------------------------------------------------------------ convolution
 def kernel_weight(weight: Tensor) -> Tensor:
-    """(d0, d1, n_offsets) of torch's weight (d0, d1, *kernel): a view, also of a channels-last one."""
+    """(d0, d1, n_offsets) of torch's weight (d0, d1, *kernel): a view, also of a channels-last one.
+
+    16-bit weights are brought into torch's own order first.
+    """
     flat = weight.flatten(2)
-    if flat.is_contiguous() or flat.stride()[1:] == (1, flat.shape[1]):
+    if flat.is_contiguous():
+        return flat
+    if flat.stride()[1:] == (1, flat.shape[1]) and flat.dtype in (torch.float32, torch.float64):
         return flat
     return flat.contiguous()
+
+
+def conv_grads(
+    needs: Sequence[bool],
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    pairs: ops.Pairs,
+    groups: int,
+    transposed: bool,
+    taps: Segments | None,
+    u_dtype: torch.dtype | None,
+) -> Grads:
+    """Gradients of `conv` with respect to x, weight, bias and u, where needed."""
+    need_x, need_weight, need_bias, need_u = needs[:4]
+    dy = dy.contiguous()
+    dx = dw = db = du = None
+    if need_x:
+        w = kernel_weight(weight)
+        dx = ops.conv(dy, w, pairs.reversed(), x.shape[0], groups=groups, transposed=not transposed)
+    if need_weight:
+        if transposed:
+            dw = ops.conv_weight_grad(dy, x, pairs.reversed(), groups)
+        else:
+            dw = ops.conv_weight_grad(x, dy, pairs, groups)
+        dw = dw.view(weight.shape)
+    if need_bias:
+        db = column_sum(dy)
+    if need_u and taps is not None and u_dtype is not None:
+        du = spread(dy.to(u_dtype), taps)
+    return dx, dw, db, du
 
 
 class _Conv(Function):
@@ -238,7 +332,7 @@ class _Conv(Function):
         taps: Segments | None,
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.args = pairs, groups, transposed, taps
+        ctx.args = pairs, groups, transposed, taps, None if u is None else u.dtype
         weight = kernel_weight(weight)
         if u is None or taps is None:
             return ops.conv(x, weight, pairs, n_dst, bias, groups, transposed=transposed)
@@ -248,28 +342,8 @@ class _Conv(Function):
     @staticmethod
     @once
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        pairs, groups, transposed, taps = ctx.args
-        need_x, need_weight, need_bias, need_u = ctx.needs_input_grad[:4]
-        dy = dy.contiguous()
-        dx = dw = db = du = None
-        if need_x:
-            w = kernel_weight(weight)
-            dx = ops.conv(
-                dy, w, pairs.reversed(), x.shape[0], groups=groups, transposed=not transposed
-            )
-        if need_weight:
-            if transposed:
-                dw = ops.conv_weight_grad(dy, x, pairs.reversed(), groups)
-            else:
-                dw = ops.conv_weight_grad(x, dy, pairs, groups)
-            dw = dw.view(weight.shape)
-        if need_bias:
-            db = _column_sum(dy)
-        if need_u:
-            start, rows = taps.inverse
-            du = ops.segment_sum(dy, rows, start)
-        return dx, dw, db, du, None, None, None, None, None
+        grads = conv_grads(ctx.needs_input_grad, dy, *ctx.saved_tensors, *ctx.args)
+        return (*grads, None, None, None, None, None)
 
 
 _apply_conv = fast_apply(_Conv)
@@ -298,17 +372,23 @@ def conv(
         n_dst: number of output rows.
         groups: divides both channel counts.
         transposed: the layout of `weight`.
-        u: (n_u, c_out): what inactive sites add, per kernel offset and class of the ground.
+        u: (n_u, c_out): what inactive sites add, per kernel offset and class of the ground; float32
+            where x is 16-bit.
         taps: which rows of `u` each output row adds.
         packed: `ops.pack_weight` of the weight, where no gradient is wanted.
     """
     if bias is not None and not bias.is_contiguous():
         bias = bias.contiguous()
-    if torch.is_grad_enabled() and (
-        weight.requires_grad
-        or x.requires_grad
-        or (bias is not None and bias.requires_grad)
-        or (u is not None and u.requires_grad)
+    if (
+        torch.is_grad_enabled()
+        and (
+            weight.requires_grad
+            or x.requires_grad
+            or (bias is not None and bias.requires_grad)
+            or (u is not None and u.requires_grad)
+        )
+        and not traced(x)
+        and outside_transforms()
     ):
         return _apply_conv(x, weight, bias, u, pairs, n_dst, groups, transposed, taps)
     weight = kernel_weight(weight)

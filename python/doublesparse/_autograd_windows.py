@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd import Function
 
 from . import ops
-from ._autograd import once, wanted
-from ._torch_compat import fast_apply
+from ._autograd import Grads, once, wanted
+from ._torch_compat import fast_apply, traced
 
 
 class Table:
@@ -45,6 +48,32 @@ class Table:
         return 12 * self.rows.numel()
 
 
+def window_max_rows_grad(
+    dy: Tensor, arg: Tensor, table: Table, n_rows: int, ground: bool
+) -> Tensor:
+    """The gradient of `window_max` with respect to the feature rows, or the ground's rows."""
+    if traced(dy):
+        return torch.ops.doublesparse.window_max_rows_grad(dy, arg, table.rows, n_rows, ground)
+    start, index = table.inverse(n_rows, ground)
+    n_offsets = table.rows.shape[1]
+    return ops.window_max_grad(dy.contiguous(), arg, start, index, n_offsets, n_rows)
+
+
+def window_sum_rows_grad(dy: Tensor, table: Table, n_rows: int, ground: bool) -> Tensor:
+    """The gradient of `window_sum` with respect to the feature rows, or the ground's rows."""
+    if traced(dy):
+        return torch.ops.doublesparse.window_sum_rows_grad(dy, table.rows, n_rows, ground)
+    start, index = table.inverse(n_rows, ground)
+    return ops.segment_sum(dy.contiguous(), index // table.rows.shape[1], start)
+
+
+def each_operand(
+    needs: Sequence[bool], n_rows: tuple[int, int], grad: Callable[[int, bool], Tensor]
+) -> Grads:
+    """`grad(n_rows, ground)` for the features and for the ground's rows, where needed."""
+    return tuple(grad(n, i == 1) if needs[i] else None for i, n in enumerate(n_rows))
+
+
 class _WindowMax(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, ground: Tensor | None, table: Table) -> Tensor:
@@ -57,14 +86,9 @@ class _WindowMax(Function):
     @staticmethod
     @once
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        (arg,) = ctx.saved_tensors
-        dy, n_offsets = dy.contiguous(), ctx.table.rows.shape[1]
-        grads: list[Tensor | None] = [None, None]
-        for i, n_rows in enumerate(ctx.n_rows):
-            if ctx.needs_input_grad[i]:
-                start, index = ctx.table.inverse(n_rows, ground=i == 1)
-                grads[i] = ops.window_max_grad(dy, arg, start, index, n_offsets, n_rows)
-        return grads[0], grads[1], None
+        (arg,), table = ctx.saved_tensors, ctx.table
+        grad = partial(window_max_rows_grad, dy, arg, table)
+        return (*each_operand(ctx.needs_input_grad, ctx.n_rows, grad), None)
 
 
 _apply_window_max = fast_apply(_WindowMax)
@@ -90,13 +114,8 @@ class _WindowSum(Function):
     @staticmethod
     @once
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        dy, n_offsets = dy.contiguous(), ctx.table.rows.shape[1]
-        grads: list[Tensor | None] = [None, None]
-        for i, n_rows in enumerate(ctx.n_rows):
-            if ctx.needs_input_grad[i]:
-                start, index = ctx.table.inverse(n_rows, ground=i == 1)
-                grads[i] = ops.segment_sum(dy, index // n_offsets, start)
-        return grads[0], grads[1], None
+        grad = partial(window_sum_rows_grad, dy, ctx.table)
+        return (*each_operand(ctx.needs_input_grad, ctx.n_rows, grad), None)
 
 
 _apply_window_sum = fast_apply(_WindowSum)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ._arithmetic import cat as _join
 from ._elementwise import apply, refuse
 from ._torch_compat import function_name
 from .tensor import SparseTensor
@@ -21,6 +22,17 @@ Function = Callable[..., Any]
 
 CHANNELS_LAST: dict[Function, Function] = {}
 """The handlers of functions of a `ChannelsLast`."""
+
+ALONG: dict[str, tuple[int, Any]] = {
+    **dict.fromkeys(("mean", "sum", "amax", "amin", "var", "std", "prod", "logsumexp"), (0, None)),
+    **dict.fromkeys(("softmax", "log_softmax", "softmin"), (0, None)),
+    **dict.fromkeys(("norm", "vector_norm"), (1, None)),
+    "normalize": (1, 1),
+    "glu": (0, -1),
+    "chunk": (1, 0),
+    "split": (1, 0),
+}
+"""Functions along a dimension: which argument after the input that is, and its default."""
 
 
 class ChannelsLast:
@@ -208,8 +220,61 @@ def _channels_first(operand: Any, args: tuple[Any, ...]) -> Any:
     return operand
 
 
+def with_dims(handler: Function, name: str, position: int, default: Any = None) -> Function:
+    """The handler of a function that takes a dimension, for permuted operands.
+
+    Args:
+        handler: of a SparseTensor.
+        name: for messages.
+        position: of the dimension, or dimensions, among the arguments after the input.
+        default: torch's own, where it has one.
+    """
+
+    def call(input: ChannelsLast, *args: Any, **kwargs: Any) -> Any:
+        given = list(args)
+        if len(given) > position:
+            given[position] = _first_dims(given[position], input.ndim, name)
+        else:
+            kwargs["dim"] = _first_dims(kwargs.get("dim", default), input.ndim, name)
+        return _last_again(handler(input.base, *given, **kwargs), input.ndim)
+
+    call.__name__ = call.__qualname__ = name
+    call.__doc__ = handler.__doc__
+    return call
+
+
+def _first_dims(dim: Any, ndim: int, name: str) -> Any:
+    """Dimensions of (B, *spatial, C) as those of (B, C, *spatial)."""
+    if isinstance(dim, (tuple, list)):
+        return tuple(_first_dims(d, ndim, name) for d in dim)
+    if dim is None:
+        return None
+    if not isinstance(dim, int) or not -ndim <= dim < ndim:
+        raise IndexError(f"{name}: dim must lie in [{-ndim}, {ndim - 1}], got {dim}; correct it")
+    return (0, *range(2, ndim), 1)[dim]
+
+
+def _last_again(out: Any, ndim: int) -> Any:
+    if isinstance(out, SparseTensor):
+        return ChannelsLast(out)
+    if isinstance(out, tuple):
+        return tuple(_last_again(o, ndim) for o in out)
+    return out.movedim(1, -1) if isinstance(out, Tensor) and out.dim() == ndim else out
+
+
+def cat(tensors: Sequence[Any], dim: int = 0) -> ChannelsLast:
+    """Channels side by side."""
+    views = [t for t in tensors if isinstance(t, ChannelsLast)]
+    if len(views) != len(tensors):
+        refuse("cat", "of a permuted SparseTensor and another that is not", "permute both")
+    dim = _first_dims(dim, views[0].ndim, "cat")
+    return ChannelsLast(_join([v.base for v in views], dim))
+
+
 CHANNELS_LAST.update(
     {
+        torch.cat: cat,
+        torch.concat: cat,
         torch.permute: permute,
         torch.movedim: movedim,
         torch.moveaxis: movedim,

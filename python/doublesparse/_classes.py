@@ -377,10 +377,14 @@ def flat_taps(reads: Sequence[Array], n_in: Sequence[int], ids: Array) -> Array:
         does not exist.
     """
     index = np.unravel_index(ids, [len(r) for r in reads])
-    flat = reads[0][index[0]].astype(np.int64)
-    for a in range(1, len(reads)):
-        side = reads[a][index[a]]
-        joined = flat[:, :, None] * n_in[a] + side[:, None, :]
+    return join_taps([r[i] for r, i in zip(reads, index, strict=True)], n_in)
+
+
+def join_taps(sides: Sequence[Array], n_in: Sequence[int]) -> Array:
+    """Flat input classes of rows of taps: `flat_taps` of rows (m, k_a), one per axis."""
+    flat = sides[0].astype(np.int64)
+    for side, n in zip(sides[1:], n_in[1:], strict=True):
+        joined = flat[:, :, None] * n + side[:, None, :]
         joined[(flat[:, :, None] < 0) | (side[:, None, :] < 0)] = -1
-        flat = joined.reshape(len(ids), flat.shape[1] * side.shape[1])
+        flat = joined.reshape(len(flat), flat.shape[1] * side.shape[1])
     return np.maximum(flat, -1).astype(np.int32)

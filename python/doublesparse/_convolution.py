@@ -16,8 +16,9 @@ from ._geometry import Steps, resolve
 from ._ground import GroundState
 from ._memo import memo_of, remembered
 from ._parameters import c_out_of, check_axes, fits
-from ._precision import autocasting, casts
+from ._precision import autocasting, casts, for_torch, wide
 from ._rulebook import Entry, find, find_inverse
+from ._torch_compat import traced
 from ._watch import current as watch
 from ._watch import watched
 from ._windows import (
@@ -58,12 +59,19 @@ class Layer(NamedTuple):
         return _crossover.layer_key(self.steps, x.shape[1], self.c_out, self.groups, x.dtype)
 
     def rows(self, x: Tensor, pairs: Any, n_dst: int) -> Tensor:
-        """Sums of W_k x, without the bias."""
-        return conv(x, self.weight, None, pairs, n_dst, self.groups, self.transposed)
+        """Sums of W_k x, without the bias; parts of other sums, so float32 where x is 16-bit."""
+        weight = wide(self.weight)
+        return conv(wide(x), weight, None, pairs, n_dst, self.groups, self.transposed)
+
+    def classes(self, u: Tensor, segments: Segments) -> Tensor:
+        """Sums of rows of u, with the bias."""
+        return segment_sum(u, segments, wide(self.bias))
 
     def packed(self, ground: GroundState | None) -> Tensor | None:
         """The weight as the kernel reads it, kept where the ground is frozen: so is the weight."""
         if ground is None or memo_of(ground) is None:
+            return None
+        if traced(self.weight) or wide(self.weight) is not self.weight:
             return None
         weight = kernel_weight(self.weight)
         pack = partial(ops.pack_weight, weight, self.groups, self.transposed)
@@ -73,9 +81,7 @@ class Layer(NamedTuple):
     def sums(self, rows: Tensor, chunks: Iterable[Chunk]) -> Tensor:
         """Of windows that read class rows only, with the bias."""
         parts = [
-            segment_sum(
-                self.rows(gather_rows(rows, c.used), c.pairs, c.n_u), c.segments, self.bias
-            )
+            self.classes(self.rows(gather_rows(rows, c.used), c.pairs, c.n_u), c.segments)
             for c in chunks
         ]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -122,11 +128,15 @@ def _with_ground(
 ) -> SparseTensor:
     weight, bias, groups, steps, c_out, transposed = layer
     rows, n_out, n_samples = ground.rows.contiguous(), out_sites.n_sites, ground.values.shape[0]
-    row_bytes = c_out * rows.element_size()
+    row_bytes = c_out * max(rows.element_size(), 4)
     whole = fits_whole(steps, ground, row_bytes)
     if whole:
-        every = every_tap(len(rows), steps.n_offsets)
-        u = layer.remembered(ground, "u", lambda: layer.rows(rows, every, every.n_pairs))
+        n_rows, n_offsets = len(rows), steps.n_offsets
+        u = layer.remembered(
+            ground,
+            "u",
+            lambda: layer.rows(rows, every_tap(n_rows, n_offsets), n_rows * n_offsets),
+        )
         taps, site_bias = site_taps(x.sites, out_sites, steps, entry, ground), bias
     else:  # u piece by piece, the bias in its sums
         u = layer.sums(rows, site_pieces(out_sites, steps, entry, ground, row_bytes))
@@ -134,13 +144,12 @@ def _with_ground(
 
     def respond() -> GroundState:
         if whole:
-            values = segment_sum(u, class_taps(steps, ground.axes, n_samples), bias)
+            values = layer.classes(u, class_taps(steps, ground.axes, n_samples))
         else:
             values = layer.sums(rows, class_pieces(steps, ground, row_bytes))
         axes = class_map(steps, ground.axes).axes
-        return GroundState._of(
-            values.view(n_samples, *(a.n_classes for a in axes), c_out), axes
-        )
+        values = values.to(rows.dtype).view(n_samples, *(a.n_classes for a in axes), c_out)
+        return GroundState._of(values, axes)
 
     features = conv(
         *(x.features, weight, site_bias, entry.pairs, n_out, groups, transposed, u, taps),
@@ -152,21 +161,23 @@ def _with_ground(
     return SparseTensor._of(features, out_sites, layer.remembered(ground, "conv", respond))
 
 
-def _chosen(x: SparseTensor, layer: Layer, dense: Callable[[Tensor], Tensor]) -> SparseTensor:
-    """Sparse, saturated, or by torch's kernel, as the crossover says."""
+def _chosen(x: SparseTensor, layer: Layer, f: Callable[..., Tensor]) -> SparseTensor:
+    """Sparse, saturated, or by torch's f(x, weight, bias), as the crossover says."""
     choice = _crossover.choose(x, *layer.shape)
     if watch.watcher is not None and (watcher := watch.here()) is not None:
-        return watcher.convolution(x, layer, choice, partial(_run, layer, dense))
-    return _run(layer, dense, x, choice)
+        return watcher.convolution(x, layer, choice, partial(_run, layer, f))
+    return _run(layer, f, x, choice)
 
 
 def _run(
-    layer: Layer, dense: Callable[[Tensor], Tensor], x: SparseTensor, choice: _crossover.Choice
+    layer: Layer, f: Callable[..., Tensor], x: SparseTensor, choice: _crossover.Choice
 ) -> SparseTensor:
     if choice.saturate:
         x = x._saturate()
         if choice.torch:
-            return SparseTensor._from_full(dense(x._dense_view()), keep_none=x.ground is None)
+            operands = (x._dense_view(), layer.weight, layer.bias)
+            dense = f(*map(for_torch, operands)).to(x.features.dtype)
+            return SparseTensor._from_full(dense, keep_none=x.ground is None)
     return linear(x, layer)
 
 
@@ -174,7 +185,8 @@ def run_dense(x: SparseTensor, steps: Steps, f: Callable[[Tensor], Tensor]) -> S
     """Torch's dense kernel where the crossover says so, with a saturated result; else None."""
     if not _crossover.runs_dense(x.sites.is_full, x.density, x.ground is None, steps):
         return None
-    return SparseTensor._from_full(f(x._saturate()._dense_view()), keep_none=x.ground is None)
+    dense = f(for_torch(x._saturate()._dense_view())).to(x.features.dtype)
+    return SparseTensor._from_full(dense, keep_none=x.ground is None)
 
 
 def convolution(
@@ -210,9 +222,8 @@ def convolution(
     layer = Layer(weight, bias, groups, steps, c_out)
     if n_axes not in _CONV:
         return linear(x, layer)
-    return _chosen(
-        x, layer, lambda t: _CONV[n_axes](t, weight, bias, stride, padding, dilation, groups)
-    )
+    args = (stride, padding, dilation, groups)
+    return _chosen(x, layer, lambda t, w, b: _CONV[n_axes](t, w, b, *args))
 
 
 def transposed_convolution(
@@ -252,11 +263,8 @@ def transposed_convolution(
         output_padding,
     )
     args = (stride, padding, output_padding, groups, dilation)
-    return _chosen(
-        x,
-        Layer(weight, bias, groups, steps, c_out, True),
-        lambda t: _TRANSPOSED[n_axes](t, weight, bias, *args),
-    )
+    layer = Layer(weight, bias, groups, steps, c_out, True)
+    return _chosen(x, layer, lambda t, w, b: _TRANSPOSED[n_axes](t, w, b, *args))
 
 
 # ------------------------------------------------------------------ on given sites
@@ -269,7 +277,8 @@ def _drop_ground(operation: str, x: SparseTensor, ground: str) -> None:
     state = x.ground
     if state is None or state.is_zero or ground == "drop" or x.sites.is_full:
         return
-    if bool(state.values.detach().any()):  # any: a NaN counts too
+    # any: a NaN counts too; a traced graph cannot look
+    if traced(state.values) or bool(state.values.detach().any()):
         raise ValueError(
             f"{operation}: the ground must be zero or None, because inactive sites count as zero "
             f'here, got {state!r}; pass ground="drop" to drop it, or use the ordinary convolution'
@@ -308,8 +317,9 @@ def submanifold_convolution(
         dilation,
     )
     if sites.is_full and n_axes in _CONV and _crossover.runs_dense(True, 1.0, False, steps):
-        dense = _CONV[n_axes](x._dense_view(), weight, bias, 1, steps.left, dilation, groups)
-        return SparseTensor._from_full(dense, sites, keep_none=True)
+        w, b, full = for_torch(weight), for_torch(bias), for_torch(x._dense_view())
+        dense = _CONV[n_axes](full, w, b, 1, steps.left, dilation, groups)
+        return SparseTensor._from_full(dense.to(x.features.dtype), sites, keep_none=True)
     entry = find(sites, steps)
     features = conv(x.features, weight, bias, entry.pairs, sites.n_sites, groups)
     return SparseTensor._of(features, sites, None)

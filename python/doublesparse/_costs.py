@@ -8,7 +8,7 @@ to run. So building the rulebook always counts, even where it is remembered.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -25,10 +25,10 @@ class Machine(NamedTuple):
         row_channel: an output row, per channel, in and out; the same for torch's kernel.
         dense_tap: a tap of torch's kernel, beside its multiply-adds.
         tap: an inactive tap over a ground that is not zero; tap_channel: per output channel of it.
-        site: finding an output site and its pairs.
+        site: finding an output site; site_tap: looking for a pair.
         layer: a call; ground: more for a ground that is not zero; dense: a call that runs dense.
         reorder: of one weight by torch, where it is not stored channels-last; pack: by our kernel.
-        scatter: one number of an input that is made dense.
+        scatter: one number of an input that is made dense; cell: one site of it.
     """
 
     mac: float = 0.0217
@@ -39,13 +39,15 @@ class Machine(NamedTuple):
     dense_tap: float = 0.7
     tap: float = 4.0
     tap_channel: float = 0.12
-    site: float = 120.0
-    layer: float = 100e3
-    ground: float = 150e3
+    site: float = 30.0
+    site_tap: float = 3.0
+    layer: float = 200e3
+    ground: float = 250e3
     dense: float = 60e3
     reorder: float = 0.7
     pack: float = 0.5
     scatter: float = 0.5
+    cell: float = 5.0
 
 
 _AVX2 = Machine()
@@ -56,7 +58,7 @@ _BASELINE = _AVX2._replace(mac=0.085, dense_mac=0.080)
 _MACHINES = {"baseline": _BASELINE, "avx2": _AVX2, "avx512": _AVX512, "amx": _AVX512}
 
 
-@lru_cache(maxsize=None)
+@cache
 def machine(dtype: torch.dtype) -> Machine:
     """The costs on the instruction set in use."""
     m = _MACHINES.get(_C.isa_chosen(), _AVX2)
@@ -115,7 +117,9 @@ def _pairs(m: Machine, w: Work, n: int) -> float:
 def sparse(m: Machine, w: Work) -> float:
     """A convolution on sites not seen before, the ground's response included."""
     total = m.layer + _pairs(m, w, w.n_pairs) + w.n_out * w.channels * m.row_channel
-    total += (w.n_in + w.n_out) * m.site + w.pack(m)
+    total += w.pack(m)
+    if w.n_offsets > 1:
+        total += (w.n_in + w.n_out) * m.site + w.n_in * w.n_offsets * m.site_tap
     if w.ground:
         inactive = max(w.n_out * w.n_offsets - w.n_pairs, 0)
         total += m.ground + inactive * (m.tap + w.c_out * m.tap_channel)
@@ -150,7 +154,7 @@ AS_SHIPPED = Factors()
 
 def scatter(m: Machine, w: Work) -> float:
     """Making the input dense."""
-    return 0.0 if w.n_in == w.cells_in else w.cells_in * w.c_in * m.scatter
+    return 0.0 if w.n_in == w.cells_in else w.cells_in * (w.c_in * m.scatter + m.cell)
 
 
 def dense(m: Machine, w: Work, factors: Factors = AS_SHIPPED) -> float:

@@ -26,9 +26,9 @@ def set_crossover(crossover: str | float | None) -> None:
     A layer that runs dense returns a saturated tensor: all sites active, dense storage.
 
     Args:
-        crossover: "auto" (default): where a shipped cost model says that it is faster. A number: where the
-            share of active sites is at least that. None: nowhere; every layer runs on this
-            package's kernels, which give the same bits for any number of threads.
+        crossover: "auto" (default): where a shipped cost model says that it is faster. A number:
+            where the share of active sites is at least that. None: nowhere; every layer runs on
+            this package's kernels, which give the same bits for any number of threads.
 
     Raises:
         ValueError: another word, or a number outside [0, 1].
@@ -89,7 +89,7 @@ def runs_dense(
 
 # A saturated result makes every later layer cost what it costs dense: not for a small gain now, and
 # not while half of the sites are inactive.
-MARGIN = 1.05
+MARGIN = 1.0
 LEAST_DENSITY = 0.5
 
 

@@ -275,7 +275,8 @@ def chunk(input: SparseTensor, chunks: int, dim: int = 0) -> tuple[SparseTensor,
 def narrow(input: SparseTensor, dim: int, start: int, length: int) -> SparseTensor:
     """Some consecutive channels."""
     channel_dim(input, dim, "narrow")
-    return apply(input, lambda rows: rows.narrow(1, start, length), keeps_zero=True)
+    key = ("narrow", start, length)
+    return apply(input, lambda rows: rows.narrow(1, start, length), True, key)
 
 
 CHANNELWISE: dict[str, Function] = {
@@ -290,7 +291,6 @@ CHANNELWISE: dict[str, Function] = {
     "split": split,
     "split_with_sizes": split,
     "chunk": chunk,
-    "narrow": narrow,
     "rrelu": rrelu,
 }
 """Functions of the channel vector by name, with torch's arguments."""

@@ -257,7 +257,8 @@ def freeze_ground(model: M, spatial_shape: Sequence[int], ground: Any = 0.0) -> 
             "freeze_ground: model must have a convolution that tells its input channels, got none; "
             "pass ground=torch.zeros(channels)"
         )
-    channels = int(first.in_channels) if channels is None else channels  # type: ignore
+    if channels is None:
+        channels = int(first.in_channels)  # type: ignore[union-attr, arg-type]
     like = next(model.parameters(), torch.empty(0))
     state = make_ground(ground, channels, 1, shape, like.dtype, like.device, "freeze_ground")
     if state is None:
@@ -268,7 +269,13 @@ def freeze_ground(model: M, spatial_shape: Sequence[int], ground: Any = 0.0) -> 
     with lock:
         roots = getattr(model.__dict__.get(_HOLDER), "roots", ())
         if not any(_fits(root, state) for root in roots):
-            freeze(model, state)
+            try:
+                freeze(model, state)
+            except ValueError as error:
+                raise ValueError(
+                    f"freeze_ground: model must take {channels} channels on {shape}, got: {error}; "
+                    "pass ground=torch.zeros(channels) where its first convolution does not tell"
+                ) from error
     return model
 
 

@@ -18,7 +18,6 @@ Ints = int | Sequence[int]
 Sizes = int | None | Sequence[int | None]
 
 
-@widened
 def max_pool1d(
     x: X,
     kernel_size: Ints,
@@ -58,7 +57,6 @@ def max_pool1d(
     return max_pool("max_pool1d", 1, x, *args)
 
 
-@widened
 def max_pool2d(
     x: X,
     kernel_size: Ints,
@@ -75,7 +73,6 @@ def max_pool2d(
     return max_pool("max_pool2d", 2, x, *args)
 
 
-@widened
 def max_pool3d(
     x: X,
     kernel_size: Ints,

@@ -13,6 +13,7 @@ from ._classes import Array
 from ._ground import GroundState
 from ._parameters import check_dtype
 from ._precision import widened
+from ._torch_compat import untraced
 from .sites import Sites
 from .tensor import SparseTensor
 
@@ -98,7 +99,6 @@ def global_avg_pool(x: SparseTensor | Tensor) -> Tensor:
 
 
 # ------------------------------------------------------------------ maximum
-@widened
 def global_max_pool(x: SparseTensor | Tensor) -> Tensor:
     """Maximum over all sites, (B, C): active values and the ground of inactive sites.
 
@@ -138,6 +138,7 @@ def global_max_pool(x: SparseTensor | Tensor) -> Tensor:
     return y
 
 
+@untraced
 def _max_tables(sites: Sites, ground: GroundState | None) -> list[Table]:
     """Windows that reduce each sample's list of candidates, in row-major order, to one row."""
     keys, codes = sites.keys.numpy(), np.arange(sites.n_sites, dtype=np.int32)

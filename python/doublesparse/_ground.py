@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from . import _cache
 from ._autograd import gather_rows
 from ._classes import AxisClasses, flat_taps, uniform_axes
 from ._memo import Memo
+from ._torch_compat import from_numpy, traced, untraced
 from .sites import Sites
 
 _ONES = [(1,) * (1 + n) + (-1,) for n in range(5)]
@@ -36,7 +37,7 @@ class GroundState:
 
     values: Tensor
     axes: tuple[AxisClasses, ...]
-    is_zero: bool
+    is_zero: bool = field(init=False)  # dataclasses.replace gives what __init__ takes
 
     if TYPE_CHECKING:  # what `values` is made of on first use: no fields
         _lazy: tuple[int, torch.dtype, torch.device | str]
@@ -186,10 +187,7 @@ class GroundState:
         key = ("inactive", self.axes)
         found = _cache.get(sites, key)
         if found is None:
-            n_rows, batch = self.n_rows, sites.batch_size
-            flat = sites.class_of(self.axes).long() + sites.batch.long() * n_rows
-            active = torch.bincount(flat, minlength=batch * n_rows).view(batch, n_rows)
-            found = torch.from_numpy(self.n_positions()) - active
+            found = _count_inactive(self, sites)
             _cache.put(sites, key, found, 8 * found.numel())
         return found
 
@@ -202,7 +200,7 @@ class GroundState:
         n_samples = self.values.shape[0]
         if n_samples != 1:
             flat = np.arange(n_samples, dtype=np.int32)[:, None] * self.n_rows + flat
-        values = gather_rows(self.rows, torch.from_numpy(np.ascontiguousarray(flat.reshape(-1))))
+        values = gather_rows(self.rows, from_numpy(np.ascontiguousarray(flat.reshape(-1))))
         return GroundState._of(
             values.view(n_samples, *(a.n_classes for a in axes), self.channels), axes
         )
@@ -211,14 +209,17 @@ class GroundState:
         """The value of every cell of the grid, in grid order: (batch_size * cells, C), new."""
         if all(axis.is_identity for axis in self.axes) and len(self.values) == batch_size:
             return self.rows.clone()
-        cell_rows = _cell_rows if batch_size * math.prod(self.spatial_shape) <= _SMALL else _all_rows
-        return gather_rows(self.rows, cell_rows(self.axes, batch_size, self.per_sample))
+        small = batch_size * math.prod(self.spatial_shape) <= _SMALL
+        cell_rows = (_cell_rows if small else _all_rows)(self.axes, batch_size, self.per_sample)
+        return gather_rows(self.rows, cell_rows)
 
     def same_as(self, other: GroundState) -> bool:
         """Whether both hold the same values, known without looking at gradients."""
         if self is other or (self.is_zero and other.is_zero):
             return True
         if self.is_zero or other.is_zero or self.requires_grad or other.requires_grad:
+            return False
+        if traced(self.values):
             return False
         if self.axes != other.axes or self.values.shape != other.values.shape:
             return False
@@ -234,6 +235,14 @@ class GroundState:
         )
 
 
+@untraced
+def _count_inactive(ground: GroundState, sites: Sites) -> Tensor:
+    n_rows, batch = ground.n_rows, sites.batch_size
+    flat = sites.class_of(ground.axes).long() + sites.batch.long() * n_rows
+    active = torch.bincount(flat, minlength=batch * n_rows).view(batch, n_rows)
+    return torch.from_numpy(ground.n_positions()) - active
+
+
 def _all_rows(axes: tuple[AxisClasses, ...], batch_size: int, per_sample: bool) -> Tensor:
     """Class row of every cell of the grid, in grid order: int32 (batch_size * cells,)."""
     ids = np.zeros(1, np.int32)
@@ -241,7 +250,7 @@ def _all_rows(axes: tuple[AxisClasses, ...], batch_size: int, per_sample: bool) 
         ids = (ids[:, None] * np.int32(axis.n_classes) + axis.expand()).reshape(-1)
     n_rows = math.prod(axis.n_classes for axis in axes)
     sample = np.arange(batch_size, dtype=np.int32) * np.int32(n_rows * per_sample)
-    return torch.from_numpy((sample[:, None] + ids).reshape(-1))
+    return from_numpy((sample[:, None] + ids).reshape(-1))
 
 
 _SMALL = 1 << 20  # cells of a grid whose class rows are remembered

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import torch
 
 from ._running import Running
+from ._torch_compat import traced
 
 if TYPE_CHECKING:
     from ._ground import GroundState
@@ -58,7 +59,7 @@ def remembered(
         make: computes the result.
     """
     memo = memo_of(ground)
-    if memo is None:
+    if memo is None or traced(ground.values):
         return make()
     whole = (key, *map(id, held))
     found = memo.get(whole)

@@ -105,7 +105,7 @@ def batch_norm(
                 "batch_norm: running_mean and running_var must be tensors in evaluation, got None;"
                 " pass training=True to use the batch's statistics"
             )
-        if not wanted(x.features, weight, bias) and (x.ground is None or not x.ground.requires_grad):
+        if not wanted(x, weight, bias):
             held = (running_mean, running_var, weight, bias)
 
             def f(rows: Tensor) -> Tensor:

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from .tensor import SparseTensor
 
-_DTYPES = (torch.float32, torch.float64)
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def check_dtype(operation: str, x: SparseTensor) -> None:
-    """The sparse kernels exist for float32 and float64.
+    """The sparse kernels exist for float32, float64, bfloat16 and float16.
 
     Raises:
         NotImplementedError: any other dtype.
@@ -22,7 +22,8 @@ def check_dtype(operation: str, x: SparseTensor) -> None:
     features = x.features
     if features.dtype not in _DTYPES:
         raise NotImplementedError(
-            f"{operation}: features must be float32 or float64, got {features.dtype}; use x.float()"
+            f"{operation}: features must be float32, float64, bfloat16 or float16, "
+            f"got {features.dtype}; use x.float()"
         )
     if not features.is_cpu:
         raise RuntimeError(

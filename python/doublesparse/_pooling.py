@@ -17,6 +17,7 @@ from ._ground import GroundState
 from ._memo import remembered
 from ._parameters import check_axes, check_dtype
 from ._rulebook import find
+from ._torch_compat import untraced
 from ._watch import watched
 from ._windows import class_map, pool_plan
 from .sites import Sites
@@ -126,6 +127,7 @@ def _axis_counts(reads: Any, count_pad: bool) -> Tensor:
     return torch.from_numpy(counted.sum(1))
 
 
+@untraced
 def _divisors(
     out_sites: Sites, steps: Steps, axes: tuple[AxisClasses, ...] | None, count_pad: bool
 ) -> tuple[Tensor, Tensor | None]:

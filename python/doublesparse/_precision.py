@@ -1,7 +1,9 @@
-"""16-bit features and autocast: computed in float32, rounded once.
+"""16-bit features and autocast: summed in float32, rounded once.
 
-Autocast works below `__torch_function__`, so what calls kernels must cast for itself: features,
-ground and parameters.
+The kernels take 16-bit features themselves. What is more than one kernel's sum (an average, a
+ground response that is a part of other sums) is computed in float32 before it is rounded. Autocast
+works below `__torch_function__`, so what calls kernels must cast for itself: features, ground and
+parameters.
 """
 
 from __future__ import annotations
@@ -13,11 +15,30 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
+from . import _C
 from .tensor import SparseTensor
 
 _F = TypeVar("_F", bound=Callable[..., Any])
+_T = TypeVar("_T", Tensor, Tensor | None)
 
 _NARROW = (torch.float16, torch.bfloat16)
+
+
+def wide(values: _T) -> _T:
+    """16-bit values as float32; others, and None, as they are."""
+    if values is not None and values.dtype in _NARROW:
+        return values.float()
+    return values
+
+
+def for_torch(values: _T) -> _T:
+    """What torch's dense kernels get: 16-bit values as float32, unless the machine multiplies them.
+
+    Without AMX torch's bfloat16 convolution is slower than its float32.
+    """
+    if values is not None and values.dtype == torch.bfloat16 and _C.isa_chosen() == "amx":
+        return values
+    return wide(values)
 
 
 def widened(f: _F) -> _F:
@@ -33,33 +54,23 @@ def widened(f: _F) -> _F:
 
 
 def casts(x: SparseTensor, weight: Tensor) -> bool:
-    """Whether a convolution of x is to be computed with rounded operands: see `autocasting`."""
-    dtype = x.features.dtype
-    if torch.is_autocast_enabled(x.features.device.type) and dtype != torch.float64:
-        return isinstance(weight, Tensor)
-    return dtype in _NARROW and isinstance(weight, Tensor) and weight.dtype == dtype
+    """Whether autocast rounds the operands of a convolution of x first: see `autocasting`."""
+    if not torch.is_autocast_enabled(x.features.device.type):
+        return False
+    return x.features.dtype != torch.float64 and isinstance(weight, Tensor)
 
 
 def autocasting(f: _F) -> _F:
-    """A convolution f(x, weight, bias, ...): under autocast, and with 16-bit operands, in float32.
-
-    The operands are rounded to the 16-bit dtype first and the result after: what a 16-bit kernel
-    with float32 sums computes.
-    """
+    """A convolution f(x, weight, bias, ...) under autocast, its operands in the 16-bit dtype."""
 
     @functools.wraps(f)
     def call(x: Any, weight: Tensor, bias: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
-        if not isinstance(x, SparseTensor):
+        if not isinstance(x, SparseTensor) or not casts(x, weight):
             return f(x, weight, bias, *args, **kwargs)
-        device, dtype = x.features.device.type, x.features.dtype
-        if torch.is_autocast_enabled(device) and dtype != torch.float64:
-            dtype = torch.get_autocast_dtype(device)
-            x, weight = x.to(dtype), weight.to(dtype)
-            bias = None if bias is None else bias.to(dtype)
-        if dtype not in _NARROW or weight.dtype != dtype:
-            return f(x, weight, bias, *args, **kwargs)
-        bias = None if bias is None else bias.float()
+        device = x.features.device.type
+        dtype = torch.get_autocast_dtype(device)
         with torch.autocast(device, enabled=False):
-            return f(x.float(), weight.float(), bias, *args, **kwargs).to(dtype)
+            bias = None if bias is None else bias.to(dtype)
+            return f(x.to(dtype), weight.to(dtype), bias, *args, **kwargs)
 
     return cast("_F", call)

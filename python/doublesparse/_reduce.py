@@ -11,6 +11,7 @@ from torch import Tensor
 
 from . import functional
 from ._autograd import segment_sum
+from ._channel_groups import grouped_view
 from ._elementwise import apply, refuse, with_values
 from ._global_pool import ground_total, sample_segments
 from ._precision import widened
@@ -121,13 +122,25 @@ def _reshape(operation: str) -> Callable[..., Any]:
             refuse(operation, f"of a SparseTensor has no meaning for {shape}")
         if tuple(shape) == tuple(input.shape):
             return input
+        if len(shape) > 2:
+            return grouped_view(operation, input, shape)
         if len(shape) != 2 or shape[0] not in (-1, input.batch_size):
             refuse(operation, f"of a SparseTensor gives (B, -1), a dense tensor, got {shape}")
         return input.to_dense().reshape(*shape)
 
     handler.__name__ = handler.__qualname__ = operation
-    handler.__doc__ = "The dense tensor as (B, -1), or the tensor itself for its own shape."
+    handler.__doc__ = (
+        "The dense tensor as (B, -1); the tensor itself for its own shape, also with its channels "
+        "split in two dimensions."
+    )
     return handler
+
+
+def unflatten(input: SparseTensor, dim: int, sizes: Any) -> Any:
+    """Channels split in two dimensions, as `view` does it."""
+    if dim not in (1, 1 - input.ndim):
+        refuse("unflatten", f"of a SparseTensor splits channels, dim=1, got dim={dim}")
+    return grouped_view("unflatten", input, (input.batch_size, *sizes, *input.spatial_shape))
 
 
 view, reshape = _reshape("view"), _reshape("reshape")
@@ -187,6 +200,7 @@ METHODS: dict[str, Callable[..., Any]] = {
     "amax": amax,
     "amin": amin,
     "flatten": flatten,
+    "unflatten": unflatten,
     "view": view,
     "reshape": reshape,
     "contiguous": contiguous,

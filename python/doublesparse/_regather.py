@@ -20,6 +20,7 @@ from ._autograd import gather_rows
 from ._autograd_windows import Table
 from ._classes import Array, AxisClasses
 from ._ground import GroundState
+from ._torch_compat import untraced
 from ._windows import ClassMap, class_windows
 from .sites import Sites
 from .tensor import SparseTensor
@@ -100,6 +101,7 @@ def read_rows(sites: Sites, out_sites: Sites, taps: Sequence[Array]) -> Tensor:
     return torch.where(valid & (sites.keys[row] == keys), row, -1).to(torch.int32)
 
 
+@untraced
 def table_windows(x: SparseTensor, taps: Sequence[Array]) -> TableWindows:
     """Windows of an operation given by tables.
 
@@ -147,13 +149,18 @@ def copy_windows(x: SparseTensor, windows: TableWindows, fill: float = 0.0) -> S
     ground = x.ground
     if ground is None:
         return SparseTensor._of(features, windows.sites, None)
-    padded = windows.classes is not None and bool((windows.classes.rows < 0).any())
+    padded = windows.classes is not None and _has_padding(windows.classes)
     if windows.sites.is_full or (ground.is_zero and (fill == 0 or not padded)):
         shape = windows.sites.spatial_shape
         state = GroundState.zero(features.shape[1], shape, features.dtype, features.device)
     else:
         state = _fill(ground, windows, fill)
     return SparseTensor._of(features, windows.sites, state)
+
+
+@untraced
+def _has_padding(table: Table) -> bool:
+    return bool((table.rows < 0).any())
 
 
 def _fill(ground: GroundState, windows: TableWindows, fill: float) -> GroundState:

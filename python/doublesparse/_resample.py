@@ -1,7 +1,8 @@
-"""Moving sites: interpolate (nearest) and pad. Every output position copies one input position.
+"""Moving sites: interpolate and pad. Every output position copies one input position.
 
-The tables come from torch itself, run on the positions of one axis: its index arithmetic (which
-rounds in float32) holds by construction.
+The weighted modes of interpolate read several: see `_interpolate.py`. The tables come from torch
+itself, run on the positions of one axis: its index arithmetic (which rounds in float32) holds by
+construction.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import _cache, _crossover
-from ._adaptive_pool import output_sizes
+from ._adaptive_pool import adaptive_avg_pool, output_sizes
 from ._autograd_windows import window_max
 from ._checks import check_shape
 from ._classes import PAD, Array
 from ._elementwise import refuse
 from ._global_pool import global_max_pool
 from ._ground import GroundState
+from ._interpolate import AxisTable, mix, probe_axis
+from ._precision import widened
 from ._regather import adaptive_taps, copy_windows, table_windows
 from .tensor import SparseTensor
 
@@ -39,7 +42,7 @@ def _column(moved: Tensor) -> Array:
     return moved.reshape(-1, 1).long().numpy()
 
 
-def _runs_dense(x: SparseTensor) -> bool:
+def runs_dense(x: SparseTensor) -> bool:
     return x.sites.is_full and _crossover.get_crossover() is not None
 
 
@@ -55,7 +58,7 @@ def _check_extents(x: SparseTensor, out_shape: tuple[int, ...], operation: str) 
             )
 
 
-def _moved(
+def move(
     x: SparseTensor,
     what: tuple[Hashable, ...],
     make_taps: Callable[[], list[Array]],
@@ -96,43 +99,102 @@ def _of_axis(name: str, value: Any, a: int, n_axes: int) -> Any:
     return value[a]
 
 
+_WEIGHTED = {"linear": 1, "bilinear": 2, "trilinear": 3, "bicubic": 2}
+"""Modes that take weighted means, with the number of axes that torch wants for each."""
+
+
 def interpolate(
-    input: SparseTensor,
+    x: SparseTensor | Tensor,
     size: Any = None,
     scale_factor: Any = None,
     mode: str = "nearest",
     align_corners: bool | None = None,
     recompute_scale_factor: bool | None = None,
     antialias: bool = False,
-) -> SparseTensor:
-    """Nearest-neighbour resampling, with torch's arguments: one active site may go to many.
+) -> SparseTensor | Tensor:
+    """Resampling, with the arguments of `torch.nn.functional.interpolate`.
+
+    An output site is active where it reads an active site with a weight other than zero; the
+    others hold the interpolated ground. Where the ground is None, means are over active sites.
+    Indices and weights are those of torch's own function, which is run on single axes.
+
+    Args:
+        x: (B, C, *spatial).
+        size: output extents, one number or one per axis; or
+        scale_factor: what multiplies the extents, likewise.
+        mode: "nearest", "nearest-exact" or "area" for any number of axes, "linear" for one,
+            "bilinear" and "bicubic" for two, "trilinear" for three.
+        align_corners: of the weighted modes.
+        recompute_scale_factor: take the scale from the rounded output size.
+        antialias: False; the wide windows of True have no sparse form.
+
+    Returns:
+        a SparseTensor. "area" to one value per channel is a dense (B, C, 1, ...).
 
     Raises:
-        NotImplementedError: a mode other than "nearest" and "nearest-exact".
-        ValueError: sizes and scales that torch refuses.
+        TypeError: x is no tensor.
+        ValueError: sizes and scales that torch refuses, a mode for another number of axes, or a
+            weighted mode for an axis of more than 2^24 positions.
+        NotImplementedError: antialias on a SparseTensor; "bicubic", whose weights may cancel, where
+            the ground is None.
+
+    Example:
+        >>> import torch, doublesparse as ds
+        >>> x = ds.SparseTensor(torch.ones(1, 1), torch.tensor([[0, 1]]), (3,))
+        >>> ds.functional.interpolate(x, scale_factor=2, mode="linear").to_dense()
+        tensor([[[0.0000, 0.2500, 0.7500, 0.7500, 0.2500, 0.0000]]])
     """
-    if mode not in ("nearest", "nearest-exact"):
-        refuse(
-            "interpolate",
-            f"of a SparseTensor has the modes nearest and nearest-exact, not {mode!r}",
+    kwargs: dict[str, Any] = {
+        "mode": mode,
+        "align_corners": align_corners,
+        "recompute_scale_factor": recompute_scale_factor,
+    }
+    if not isinstance(x, SparseTensor):
+        if not isinstance(x, Tensor):
+            raise TypeError(
+                "interpolate: x must be a SparseTensor or a Tensor (B, C, *spatial), got "
+                f"{type(x).__name__}; make one with ds.SparseTensor.from_dense"
+            )
+        return F.interpolate(x, size, scale_factor, antialias=antialias, **kwargs)
+    if antialias:
+        refuse("interpolate", "of a SparseTensor has no antialias=True")
+    if mode not in (*_WEIGHTED, "nearest", "nearest-exact", "area"):
+        refuse("interpolate", f"of a SparseTensor has no mode {mode!r}")
+    sizes, scales = _check_target(x, size, scale_factor)
+    shape = x.sites.spatial_shape
+    if mode in _WEIGHTED and _WEIGHTED[mode] != len(shape):
+        raise ValueError(
+            f"interpolate: mode {mode!r} is for {_WEIGHTED[mode]} spatial axes, got {len(shape)}; "
+            "use linear, bilinear or trilinear for 1, 2 or 3"
         )
-    shape = input.sites.spatial_shape
+    if mode == "bicubic" and x.ground is None:
+        refuse("interpolate", "with mode='bicubic' has no mean over active sites alone")
+    if runs_dense(x) and len(shape) <= 3:
+        dense = F.interpolate(x._dense_view(), size, scale_factor, **kwargs)
+        return SparseTensor._from_full(dense, keep_none=x.ground is None)
+    if mode in _WEIGHTED:
+        return widened(_weighted)(x, sizes, scales, kwargs)
+    if mode == "area":
+        return widened(_area)(x, sizes, scales, align_corners)
+    what, resized = _resizer(x, sizes, scales, kwargs)
+
+    def make_taps() -> list[Array]:
+        rest = [1] * (_image_rank(x) - 1)
+        axes = [_positions(n, 1 + len(rest), x.dtype) for n in shape]
+        return [_column(resized(a, at)) for a, at in enumerate(axes)]
+
+    return move(x, what, make_taps)
+
+
+def _check_target(x: SparseTensor, size: Any, scale_factor: Any) -> tuple[list[Any], list[Any]]:
+    """Size and scale factor of each axis; one of them is None."""
+    shape = x.sites.spatial_shape
     n_axes = len(shape)
     if (size is None) == (scale_factor is None):
         raise ValueError(
             f"interpolate: one of size and scale_factor must be given, got size={size}, "
             f"scale_factor={scale_factor}; pass one of them"
         )
-    kwargs: dict[str, Any] = {
-        "mode": mode,
-        "align_corners": align_corners,
-        "recompute_scale_factor": recompute_scale_factor,
-    }
-    if _runs_dense(input) and n_axes <= 3:
-        dense = F.interpolate(
-            input._dense_view(), size, scale_factor, antialias=antialias, **kwargs
-        )
-        return SparseTensor._from_full(dense, keep_none=input.ground is None)
     sizes, scales = (
         [_of_axis(name, value, a, n_axes) for a in range(n_axes)]
         for name, value in (("size", size), ("scale_factor", scale_factor))
@@ -143,21 +205,74 @@ def interpolate(
                 f"interpolate: size must be at least 1 on every axis, got size={size}, "
                 f"scale_factor={scale_factor} for {shape}; ask for a larger one"
             )
-    # torch's index rule differs between ranks, so the image has the rank of the input (at most 3)
-    rest = min(n_axes, 3) - 1
+    return sizes, scales
 
-    def make_taps() -> list[Array]:
-        taps = []
-        for extent, n, scale in zip(shape, sizes, scales, strict=True):
-            at = _positions(extent, 1 + rest, input.dtype)
-            to = None if n is None else [n, *[1] * rest]
-            by = None if scale is None else [float(scale), *[1.0] * rest]
-            taps.append(_column(F.interpolate(at, to, by, **kwargs)))
-        return taps
 
-    double = input.dtype == torch.float64  # the rule depends on the precision too
-    what = ("interpolate", *sizes, *scales, *kwargs.values(), double)
-    return _moved(input, what, make_taps)
+def _image_rank(x: SparseTensor) -> int:
+    """Torch's index rule differs between ranks, so probes have the rank of the input; at most 3."""
+    return min(len(x.sites.spatial_shape), 3)
+
+
+def _resizer(
+    x: SparseTensor, sizes: list[Any], scales: list[Any], kwargs: dict[str, Any]
+) -> tuple[tuple[Hashable, ...], Callable[[int, Tensor], Tensor]]:
+    """What the resampling is called in the cache, and torch's function for one axis.
+
+    That function takes the axis and an image (1, channels, extent, 1, ...).
+    """
+    rest = _image_rank(x) - 1
+
+    def resized(a: int, image: Tensor) -> Tensor:
+        to = None if sizes[a] is None else [sizes[a], *[1] * rest]
+        by = None if scales[a] is None else [float(scales[a]), *[1.0] * rest]
+        return F.interpolate(image, to, by, **kwargs)
+
+    double = x.dtype == torch.float64  # the rule depends on the precision too
+    return ("interpolate", *sizes, *scales, *kwargs.values(), double), resized
+
+
+def _weighted(
+    x: SparseTensor, sizes: list[Any], scales: list[Any], kwargs: dict[str, Any]
+) -> SparseTensor:
+    """The linear and cubic modes."""
+    what, resized = _resizer(x, sizes, scales, kwargs)
+    shape, width = x.sites.spatial_shape, 4 if kwargs["mode"] == "bicubic" else 2
+    target = zip(shape, sizes, scales, strict=True)
+    longest = max(max(n, n * s if m is None else m) for n, m, s in target)
+    if longest > _EXACT_FLOAT32:
+        raise ValueError(
+            f"interpolate: mode {kwargs['mode']!r} is for extents of at most {_EXACT_FLOAT32}, got "
+            f"{longest}; interpolate tiles, or use mode='nearest'"
+        )
+
+    def make_tables() -> list[AxisTable]:
+        tables = []
+        for a, extent in enumerate(shape):
+
+            def run(signal: Tensor, a: int = a) -> Tensor:
+                flat = signal.reshape(*signal.shape, *[1] * (len(shape) - 1))
+                return resized(a, flat).flatten(2)
+
+            tables.append(probe_axis(extent, width, run, x.dtype == torch.float64))
+        _check_extents(x, tuple(len(t.taps) for t in tables), "interpolate")
+        return tables
+
+    return mix(x, what, make_tables)
+
+
+def _area(
+    x: SparseTensor, sizes: list[Any], scales: list[Any], align_corners: bool | None
+) -> SparseTensor | Tensor:
+    """Adaptive average pooling to the size, as torch has it."""
+    if align_corners is not None:
+        raise ValueError(
+            f"interpolate: align_corners must be None for mode 'area', got {align_corners}; "
+            "leave it out"
+        )
+    for a, extent in enumerate(x.sites.spatial_shape):
+        if sizes[a] is None:
+            sizes[a] = math.floor(float(extent * scales[a]))
+    return adaptive_avg_pool("interpolate", len(sizes), x, sizes)
 
 
 # ------------------------------------------------------------------ pad
@@ -182,7 +297,7 @@ def pad(
     sides = [(pad[2 * i], pad[2 * i + 1]) for i in reversed(range(n_axes))]
     value = 0.0 if value is None else value
     exists = input.ground is not None or mode != "constant" or max(pad) <= 0
-    if _runs_dense(input) and exists and (n_axes <= 3 or mode == "constant"):
+    if runs_dense(input) and exists and (n_axes <= 3 or mode == "constant"):
         # torch takes the padding of all spatial axes at once only in the modes other than constant
         dense = F.pad(input._dense_view(), pad, mode, value if mode == "constant" else None)
         return SparseTensor._from_full(dense, keep_none=input.ground is None)
@@ -195,7 +310,7 @@ def pad(
     def make_taps() -> list[Array]:
         return [_padded_axis(*axis, mode) for axis in zip(shape, sides, strict=True)]
 
-    return _moved(input, ("pad", *pad, mode), make_taps, value)
+    return move(input, ("pad", *pad, mode), make_taps, value)
 
 
 def _padded_axis(extent: int, sides: tuple[int, int], mode: str) -> Array:

@@ -12,8 +12,11 @@ from torch import Tensor
 
 from . import _cache, ops
 from ._geometry import Steps, per_axis, resolve
+from ._torch_compat import untraced
 from ._watch import current as watch
 from .sites import Sites
+
+_build_pairs = untraced(ops.build_pairs)
 
 KINDS = ("conv", "submanifold", "transposed")
 
@@ -71,6 +74,7 @@ class _Out(NamedTuple):
         return 12 * (1 + self.sites.n_axes) * self.sites.n_sites
 
 
+@untraced
 def _output_sites(sites: Sites, steps: Steps) -> Sites | None:
     if sites.is_full and steps.covers():
         same = steps.out_shape == steps.in_shape
@@ -86,6 +90,7 @@ def _output_sites(sites: Sites, steps: Steps) -> Sites | None:
     return Sites(out, steps.out_shape, sites.batch_size, sites.device)
 
 
+@untraced
 def _build(sites: Sites, steps: Steps) -> Entry:
     coords = sites.coords
     geometry = (steps.kernel, steps.stride, steps.left, steps.dilation)
@@ -111,15 +116,8 @@ def find_inverse(sites: Sites, like: Sites, steps: Steps) -> ops.Pairs:
     key = ("inverse", steps, like.uid)
     entry = _cache.get(sites, key)
     if entry is None:
-        pairs = ops.build_pairs(
-            sites.coords,
-            like.coords,
-            like.spatial_shape,
-            steps.kernel,
-            steps.stride,
-            steps.left,
-            steps.dilation,
-        )
+        geometry = (steps.kernel, steps.stride, steps.left, steps.dilation)
+        pairs = _build_pairs(sites.coords, like.coords, like.spatial_shape, *geometry)
         entry = Entry(pairs, None)
         entry = _cache.put(sites, key, entry, entry.n_bytes)
     return entry.pairs

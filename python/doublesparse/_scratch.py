@@ -25,8 +25,9 @@ def scratch(size: int, dtype: torch.dtype) -> Tensor:
     """
     if size * dtype.itemsize > _MOST:
         return torch.empty(size, dtype=dtype)
-    buffers: dict[torch.dtype, Tensor] = _kept.__dict__
-    buffer = buffers.get(dtype)
+    name = str(dtype)
+    buffer: Tensor | None = getattr(_kept, name, None)
     if buffer is None or len(buffer) < size:
-        buffers[dtype] = buffer = torch.empty(size, dtype=dtype)
+        buffer = torch.empty(size, dtype=dtype)
+        setattr(_kept, name, buffer)
     return buffer[:size]

@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from . import _cache, ops
 from ._autograd import gather_rows
 from ._ground import GroundState
+from ._torch_compat import traced, untraced
 from ._union import repeat_rows
 from .sites import Sites
 from .tensor import SparseTensor
@@ -111,25 +112,46 @@ class Population:
             total = total.expand(-1, -1, self.per_group).reshape(n_sets, channels)
         return total / self.divisor
 
-    def synchronize(self, total: Tensor) -> Tensor:
-        """Sums over all processes."""
-        if self.process_group is not None:
-            torch.distributed.all_reduce(total, group=self.process_group)
-        return total
+    def synchronize(self, part: Tensor) -> Tensor:
+        """(1, n) summed over all processes, in the order of their ranks: the same bits everywhere.
+
+        A backend's own all-reduce adds in an order that depends on its algorithm.
+        """
+        return part if self.process_group is None else self._gather(part).sum(0, keepdim=True)
+
+    def _gather(self, part: Tensor) -> Tensor:
+        """(1, n) of every process: (n_processes, n)."""
+        group = self.process_group
+        parts = [torch.empty_like(part) for _ in range(torch.distributed.get_world_size(group))]
+        torch.distributed.all_gather(parts, part, group=group)
+        return torch.cat(parts)
 
     def moments(self, x: Tensor, g: Tensor | None) -> tuple[Tensor, Tensor]:
         """Mean and biased variance of each set and channel (of its group): (n_sets, C)."""
         total = self.totals(x, None if g is None else self.weighted(g))
-        if self.process_group is not None:
-            both = self.synchronize(torch.cat([total, self.count], 1))
-            total = both[:, :-1].contiguous()
-            self.set_count(both[:, -1:].contiguous())
         mean = self.group_mean(total)
         squares = ops.segment_sum_sq(x, self.start, mean)
         if g is not None:
             deviation = self.weighted((g - self.spread_ground(mean)).square_())
             squares.add_(self._ground_totals(deviation))
-        return mean, self.group_mean(self.synchronize(squares))
+        if self.process_group is not None:
+            return self._moments_of_all(total, squares)
+        return mean, self.group_mean(squares)
+
+    def _moments_of_all(self, total: Tensor, squares: Tensor) -> tuple[Tensor, Tensor]:
+        """Moments over all processes, of which some may have no site, by one collective.
+
+        Squared deviations from each process's own mean are moved to the common one (Chan, Golub &
+        LeVeque 1979), which loses no digits where |mean| >> std.
+        """
+        channels = total.shape[1]
+        parts = self._gather(torch.cat([total, squares, self.count], 1))
+        totals, squares, counts = parts.split([channels, channels, 1], 1)
+        self.set_count(counts.sum(0, keepdim=True))
+        mean = totals.sum(0, keepdim=True) / self.divisor
+        gaps = totals / counts.clamp(min=1) - mean
+        squares = torch.addcmul(squares, counts, gaps.square_()).sum(0, keepdim=True)
+        return mean, squares / self.divisor
 
 
 def _inactive(sites: Sites, ground: GroundState) -> Tensor:
@@ -138,6 +160,9 @@ def _inactive(sites: Sites, ground: GroundState) -> Tensor:
         return ground.n_inactive(sites)
     start = sites.batch_start
     return (math.prod(sites.spatial_shape) - (start[1:] - start[:-1]))[:, None]
+
+
+_make_population = untraced(Population)
 
 
 def population(
@@ -155,7 +180,7 @@ def population(
     key = ("population", *args, None if ground is None else (ground.axes, ground.per_sample))
     found = _cache.get(sites, key)
     if found is None:
-        found = Population(sites, ground, *args)
+        found = _make_population(sites, ground, *args)
         found = _cache.put(sites, key, found, found.n_bytes)
     return found
 
@@ -165,7 +190,8 @@ def _transform(x: Tensor, mean: Tensor, scale: Tensor, bias: Tensor | None) -> T
     centred = x - mean
     if bias is None:
         return centred.mul_(scale)
-    return torch.addcmul(bias, centred, scale, out=centred)
+    # a traced graph knows no out=
+    return torch.addcmul(bias, centred, scale, out=None if traced(x) else centred)
 
 
 class _Normalize(torch.autograd.Function):
@@ -221,8 +247,10 @@ class _Normalize(torch.autograd.Function):
         # dx = rstd * (dy w - mean(dy w) - xhat mean(dy w xhat)), and a class row stands for many
         if weight is not None:
             outer, inner = outer * weight, inner * weight
-        offset = -rstd * who.group_mean(who.synchronize(outer.clone()))
-        slope = -rstd * rstd * who.group_mean(who.synchronize(inner.clone()))
+        if who.process_group is not None:
+            outer, inner = who.synchronize(torch.cat([outer, inner], 1)).chunk(2, 1)
+        offset = -rstd * who.group_mean(outer)
+        slope = -rstd * rstd * who.group_mean(inner)
         if need_x:
             dx = torch.addcmul(who.spread(offset), centred, who.spread(slope), out=centred)
             dx.addcmul_(dy, who.spread(scale))

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import Parameter
+
+_F = TypeVar("_F", bound=Callable[..., Any])
 
 
 def register_pytree_node(
@@ -41,6 +47,94 @@ def fast_apply(function: type[torch.autograd.Function]) -> Callable[..., Any]:
     """
     apply: Callable[..., Any] = super(torch.autograd.Function, function).apply  # type: ignore[misc]
     return apply
+
+
+_PLAIN = frozenset((Tensor, Parameter))
+_compiling = torch.compiler.is_dynamo_compiling
+_transforms = torch._C._functorch.peek_interpreter_stack
+_n_modes = torch._C._len_torch_dispatch_stack
+
+
+def traced(x: Any) -> bool:
+    """Whether a graph is being made of what happens to x, so that it must be a torch operator.
+
+    True inside torch.compile; for fake, functional and other tensors that only look like data;
+    while any dispatch mode (make_fx, torch.export, a FLOP counter) watches; and in forward-mode
+    differentiation, which the operators refuse. A tenth of a microsecond.
+    """
+    if _compiling():
+        return True
+    if type(x) not in _PLAIN and isinstance(x, Tensor):
+        return True
+    return _n_modes() > 0 or forward_ad._current_level >= 0
+
+
+def outside_transforms() -> bool:
+    """True; our autograd functions have no meaning inside `torch.func.grad`, `vmap` and the like.
+
+    Raises:
+        NotImplementedError: inside one.
+    """
+    if _transforms() is None:
+        return True
+    raise NotImplementedError(
+        "doublesparse: must run outside torch.func transforms, got a call inside one; use "
+        "torch.autograd"
+    )
+
+
+def is_forward_mode() -> bool:
+    """Whether tangents are carried forward (`torch.func.jvp`, `forward_ad.dual_level`)."""
+    return forward_ad._current_level >= 0
+
+
+def untraced(f: _F) -> _F:
+    """f, run on real tensors also while a graph is traced, which then holds its result as constant.
+
+    For what depends on geometry alone.
+    """
+    from torch.utils._python_dispatch import _disable_current_modes
+
+    @functools.wraps(f)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if _n_modes() == 0:
+            return f(*args, **kwargs)
+        with _disable_current_modes():
+            return f(*args, **kwargs)
+
+    return cast("_F", call)
+
+
+from_numpy = untraced(torch.from_numpy)
+"""In a fake mode torch.from_numpy would forget the numbers."""
+
+
+def operator_tags() -> tuple[torch.Tag, ...]:
+    """Tags of our operators: traceable, and their operands' strides stay what they are in eager."""
+    exact = getattr(torch.Tag, "needs_exact_strides", torch.Tag.needs_fixed_stride_order)
+    return torch.Tag.pt2_compliant_tag, exact
+
+
+def extend_forward(
+    cls: type[torch.nn.Module], kind: type, handler: Callable[[Any, Any], Any]
+) -> None:
+    """Let modules of class `cls` ask `handler(module, input)` about an input of type `kind`.
+
+    For a class of torch whose forward has no overridable function on the way to what must be
+    replaced. Where the handler returns NotImplemented, and for every other input, torch's own
+    forward runs.
+    """
+    dense = cls.forward
+
+    @functools.wraps(dense)
+    def forward(self: Any, input: Any) -> Any:
+        if isinstance(input, kind):
+            out = handler(self, input)
+            if out is not NotImplemented:
+                return out
+        return dense(self, input)
+
+    cls.forward = forward
 
 
 ConvBase = torch.nn.modules.conv._ConvNd

@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from . import _cache, ops
 from ._autograd import gather_rows
+from ._torch_compat import untraced
 from .sites import Sites
 from .tensor import SparseTensor
 
@@ -39,6 +40,7 @@ def union(a: Sites, b: Sites) -> tuple[Sites, Rows, Rows]:
     return sites, found[1], found[2]
 
 
+@untraced
 def _merge_keys(a: Sites, b: Sites) -> tuple[Sites, Rows, Rows]:
     n_a, n_b = a.n_sites, b.n_sites
     if n_a == 0 or n_b == 0:
@@ -64,6 +66,56 @@ def _merge_keys(a: Sites, b: Sites) -> tuple[Sites, Rows, Rows]:
     sites = Sites(coords, a.spatial_shape, a.batch_size, a.device)
     sites._keys = keys
     return sites, rows_a, rows_b
+
+
+class Joined(NamedTuple):
+    """The union of two sites, and where its rows come from.
+
+    Attributes:
+        sites: the union; None where it is the first operand's.
+        from_a: int32 (n,): a row of the first operand, or -1.
+        from_b: of the second.
+    """
+
+    sites: Sites | None
+    from_a: Tensor
+    from_b: Tensor
+
+
+def join(a: Sites, b: Sites) -> Joined:
+    """One merge of two sorted lists of keys; remembered by `a`."""
+    key = ("join", b.uid)
+    found = _cache.get(a, key)
+    if found is None:
+        keys, from_a, from_b = ops.join_rows(a.keys, b.keys)
+        sites = None
+        if len(keys) == b.n_sites:
+            sites = b
+        if len(keys) != a.n_sites and sites is None:
+            coords = ops.coords_of_keys(keys, a.spatial_shape)
+            sites = Sites(coords, a.spatial_shape, a.batch_size, a.device)
+            sites._keys = keys
+        found = Joined(None if len(keys) == a.n_sites else sites, from_a, from_b)
+        found = _cache.put(a, key, found, 36 * len(keys))
+    return found
+
+
+def add(a: SparseTensor, b: SparseTensor, scale: float) -> tuple[Tensor, Sites]:
+    """Features of a + scale * b on the union of their sites, without a gradient."""
+    joined = join(a.sites, b.sites)
+    sites = a.sites if joined.sites is None else joined.sites
+    ground_a, from_a = _inactive(a, joined.from_a, sites)
+    ground_b, from_b = _inactive(b, joined.from_b, sites)
+    y = ops.add_rows(a.features, ground_a, from_a, b.features, ground_b, from_b, scale)
+    return y, sites
+
+
+def _inactive(x: SparseTensor, rows: Tensor, sites: Sites) -> tuple[Tensor | None, Tensor]:
+    """The ground's rows, and `rows` with -2 - g where x holds class row g of it."""
+    ground = x.ground
+    if ground is None or ground.is_zero or x.sites.n_sites == sites.n_sites:
+        return None, rows
+    return ground.rows.contiguous(), torch.where(rows < 0, -2 - ground.rows_of(sites), rows)
 
 
 # ------------------------------------------------------------------ features
@@ -110,6 +162,14 @@ class _Place(torch.autograd.Function):
         return None, None, None, *grads
 
 
+@untraced
+def _other_rows(rows: Tensor, n: int) -> Tensor:
+    """Which of n rows are not among these, ascending: int64."""
+    there = torch.ones(n, dtype=torch.bool)
+    there[rows] = False
+    return there.nonzero().view(-1)
+
+
 def place(tensors: Sequence[SparseTensor], rows: Sequence[Rows], sites: Sites, kind: str) -> Tensor:
     """Features on a union of sites: (n_sites, C'). Where a tensor has no site it holds its ground.
 
@@ -135,9 +195,7 @@ def place(tensors: Sequence[SparseTensor], rows: Sequence[Rows], sites: Sites, k
         parts.append(_Part(own, first, width, sign, alone))
         features.append(x.features)
         if grounded and own is not None and x.ground is not None:
-            there = torch.ones(sites.n_sites, dtype=torch.bool)
-            there[own] = False
-            missing = there.nonzero().view(-1)
+            missing = _other_rows(own, sites.n_sites)
             parts.append(_Part(missing, first, width, sign, False))
             features.append(gather_rows(x.ground.rows, x.ground.rows_of(sites)[missing]))
     features = [f if f.dtype == dtype else f.to(dtype) for f in features]

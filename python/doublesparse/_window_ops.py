@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from . import _C
+from ._torch_compat import traced
 
 # The operators need shapes to allocate results; every other check is made by the kernels' binding.
 _NO_SHAPE = (AttributeError, TypeError, ValueError)
@@ -57,6 +58,10 @@ def window_table(
     Raises:
         ValueError: a row, class or sample is out of range, or a class row does not fit int32.
     """
+    if traced(pairs.src_rows):
+        lists = (pairs.src_rows, pairs.dst_rows, pairs.offset_start)
+        ground = (out_class, tap_class, rows_per_sample, out_batch)
+        return torch.ops.doublesparse.window_table(*lists, n_out, *ground)
     _require_size("window_table", "n_out", n_out)
     table = torch.empty(n_out, pairs.n_offsets, dtype=torch.int32)
     threads = torch.get_num_threads()
@@ -81,6 +86,8 @@ def ground_taps(table: Tensor, n_class_rows: int) -> tuple[Tensor, Tensor, Tenso
     Raises:
         ValueError: an entry is out of range, or n_u does not fit int32.
     """
+    if traced(table):
+        return torch.ops.doublesparse.ground_taps(table, n_class_rows)
     _require_size("ground_taps", "n_class_rows", n_class_rows)
     try:
         n_out, n_offsets = table.shape
@@ -113,6 +120,8 @@ def every_tap(table: Tensor, n_class_rows: int) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: an entry is out of range, or the products do not fit int32.
     """
+    if traced(table):
+        return torch.ops.doublesparse.every_tap(table, n_class_rows)
     _require_size("every_tap", "n_class_rows", n_class_rows)
     try:
         n_out, _ = table.shape
@@ -137,6 +146,8 @@ def invert_rows(rows: Tensor, n: int) -> tuple[Tensor, Tensor]:
         ``start`` int64 (n + 1,) and ``index`` int64: positions j with ``rows[j] == v`` are
         ``index[start[v] : start[v + 1]]``, ascending.
     """
+    if traced(rows):
+        return torch.ops.doublesparse.invert_rows(rows, n)
     _require_size("invert_rows", "n", n)
     try:
         (n_rows,) = rows.shape
@@ -157,6 +168,80 @@ def _workspace(values: Tensor, n_positions: int, n_channels: int) -> Tensor:
     return torch.empty(size, dtype=torch.int64)
 
 
+def join_rows(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The union of two sorted lists of keys.
+
+    Args:
+        a: int64 (n_a,), strictly ascending.
+        b: int64 (n_b,), strictly ascending.
+
+    Returns:
+        the keys int64 (n,), and for each the row of `a` and of `b` that has it, or -1: int32.
+    """
+    try:
+        most = len(a) + len(b)
+    except TypeError:
+        _refuse("join_rows", a=(a, 1), b=(b, 1))
+        raise
+    keys = torch.empty(most, dtype=torch.int64)
+    rows = torch.empty(2, most, dtype=torch.int32)
+    n = _C.join_rows(a, b, keys, rows[0], rows[1])
+    return keys[:n], rows[0, :n], rows[1, :n]
+
+
+def add_rows(
+    a: Tensor,
+    ground_a: Tensor | None,
+    from_a: Tensor,
+    b: Tensor,
+    ground_b: Tensor | None,
+    from_b: Tensor,
+    scale: float = 1.0,
+) -> Tensor:
+    """Sums of rows of two tensors, ``a + scale * b``: (n_out, C).
+
+    Args:
+        a: (n_a, C), float32 or float64.
+        ground_a: (n_ground, C) or None.
+        from_a: int32 (n_out,): a row of `a`; or -1, zero; or -2 - g, row g of its ground.
+        b: as `a`.
+        ground_b: as `ground_a`.
+        from_b: as `from_a`.
+        scale: of `b`.
+    """
+    try:
+        y = a.new_empty(len(from_a), a.shape[1])
+    except (*_NO_SHAPE, IndexError):
+        _refuse("add_rows", a=(a, 2), from_a=(from_a, 1))
+        raise
+    threads = torch.get_num_threads()
+    _C.add_rows(a, ground_a, from_a, b, ground_b, from_b, scale, y, threads)
+    return y
+
+
+def scatter_rows(rows: Tensor, place: Tensor, n_out: int) -> Tensor:
+    """Rows at their places, zero elsewhere: (n_out, C).
+
+    Args:
+        rows: (n, C), float32 or float64.
+        place: int64 (n,), strictly ascending, in [0, n_out).
+        n_out: rows of the result.
+
+    Raises:
+        ValueError: places out of order or range.
+    """
+    if traced(rows):
+        return torch.ops.doublesparse.scatter_rows(rows, place, n_out)
+    _require_size("scatter_rows", "n_out", n_out)
+    try:
+        out = rows.new_empty(n_out, rows.shape[1])
+    except (*_NO_SHAPE, IndexError):
+        _refuse("scatter_rows", rows=(rows, 2))
+        raise
+    _C.scatter_rows(rows, place, out, torch.get_num_threads())
+    return out
+
+
 def segment_sum(
     values: Tensor, rows: Tensor | None, start: Tensor, bias: Tensor | None = None
 ) -> Tensor:
@@ -171,6 +256,8 @@ def segment_sum(
         start: int64 (n_segments + 1,), ascending within 0 and m (or n); it need not begin at 0.
         bias: (C,) or None.
     """
+    if traced(values):
+        return torch.ops.doublesparse.segment_sum(values, rows, start, bias)
     try:
         n_values, n_channels = values.shape
         (n_starts,) = start.shape
@@ -193,6 +280,8 @@ def segment_sum_sq(values: Tensor, start: Tensor, mean: Tensor) -> Tensor:
         start: int64 (n_segments + 1,), ascending within 0 and n.
         mean: (n_segments, C).
     """
+    if traced(values):
+        return torch.ops.doublesparse.segment_sum_sq(values, start, mean)
     try:
         n_values, n_channels = values.shape
         (n_starts,) = start.shape
@@ -220,6 +309,8 @@ def window_max(x: Tensor, ground_rows: Tensor | None, table: Tensor) -> tuple[Te
     Returns:
         ``y`` (n_out, C) and ``arg`` int32 (n_out, C).
     """
+    if traced(x):
+        return torch.ops.doublesparse.window_max(x, ground_rows, table)
     try:
         (_, n_channels), (n_out, _) = x.shape, table.shape
     except _NO_SHAPE:
@@ -237,6 +328,8 @@ def window_sum(x: Tensor, ground_rows: Tensor | None, table: Tensor) -> Tensor:
     Arguments as for ``window_max``. Its gradient is ``segment_sum(dy, index // n_offsets, start)``
     with ``invert_rows`` of the flat table.
     """
+    if traced(x):
+        return torch.ops.doublesparse.window_sum(x, ground_rows, table)
     try:
         (_, n_channels), (n_out, _) = x.shape, table.shape
     except _NO_SHAPE:
@@ -267,6 +360,8 @@ def window_max_grad(
         K: number of offsets.
         n_rows: rows of the result.
     """
+    if traced(dy):
+        return torch.ops.doublesparse.window_max_grad(dy, arg, start, index, K, n_rows)
     _require_size("window_max_grad", "n_rows", n_rows)
     try:
         (_, n_channels), (n_positions,) = dy.shape, index.shape

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +20,9 @@ from ._autograd_windows import Table
 from ._classes import Array, AxisClasses, flat_taps
 from ._geometry import Steps
 from ._ground import MAX_ROWS, GroundState
+from ._memo import memo_of, remembered
 from ._rulebook import Entry
+from ._torch_compat import untraced
 from .sites import Sites
 
 Axes = tuple[AxisClasses, ...]
@@ -28,6 +30,7 @@ Axes = tuple[AxisClasses, ...]
 U_BYTES = 64 << 20  # the table of W_k G is worked through in pieces of this size
 _SHORT = 1024  # runs of the class maps, and
 _SMALL = 1 << 14  # taps of their output classes, that are kept beyond one set of sites
+_FROZEN = 1 << 22  # the same, kept with a frozen ground
 
 
 class ClassMap(NamedTuple):
@@ -70,6 +73,7 @@ def _class_map(steps: Steps, axes: Axes) -> ClassMap:
     )
 
 
+@untraced
 def class_windows(cmap: ClassMap, n_samples: int, first: int, last: int) -> Tensor:
     """Class row that each tap of some output class rows reads, or -1: int32 (m, n_offsets).
 
@@ -84,17 +88,23 @@ def class_windows(cmap: ClassMap, n_samples: int, first: int, last: int) -> Tens
     return torch.from_numpy(flat.astype(np.int32, copy=False))
 
 
-def site_windows(entry: Entry, out_sites: Sites, cmap: ClassMap | None, n_samples: int) -> Tensor:
+@untraced
+def site_windows(
+    steps: Steps, entry: Entry, out_sites: Sites, ground: GroundState | None
+) -> Tensor:
     """What each tap of every output site reads: int32 (n_out, n_offsets), coded as in `Table`.
 
-    Without a class map, inactive sites do not exist.
+    Without a ground, inactive sites do not exist.
     """
     pairs, n_out = entry.pairs, out_sites.n_sites
-    if cmap is None:
+    if ground is None:
         return ops.window_table(pairs, n_out)
+    cmap, n_samples = class_map(steps, ground.axes), ground.values.shape[0]
     out_class = out_sites.class_of(cmap.axes)
-    if cmap.n_out <= max(n_out, 1024):
-        taps = class_windows(cmap, 1, 0, cmap.n_out)
+    frozen = memo_of(ground) is not None and cmap.n_out * steps.n_offsets <= _FROZEN
+    if frozen or cmap.n_out <= max(n_out, 1024):
+        make = partial(class_windows, cmap, 1, 0, cmap.n_out)
+        taps = remembered(ground, ("windows", steps), (), make)
     else:  # a background image on few sites: only the classes that occur
         used, out_class = torch.unique(out_class, return_inverse=True)
         taps = torch.from_numpy(flat_taps(cmap.reads, cmap.n_in, used.numpy()))
@@ -106,6 +116,7 @@ def site_windows(entry: Entry, out_sites: Sites, cmap: ClassMap | None, n_sample
 
 # ------------------------------------------------------------------ for linear layers
 @lru_cache(maxsize=64)
+@untraced
 def _every_tap(n_rows: int, n_offsets: int) -> ops.Pairs:
     """Every class row at every offset: row g at offset k goes to row k * n_rows + g of u."""
     rows = torch.arange(n_rows, dtype=torch.int32).repeat(n_offsets)
@@ -119,6 +130,7 @@ def every_tap(n_rows: int, n_offsets: int) -> ops.Pairs:
     return (_every_tap if small else _every_tap.__wrapped__)(n_rows, n_offsets)
 
 
+@untraced
 def _whole_taps(table: Tensor, n_rows: int) -> Segments:
     """Rows of the whole table u that the windows add: a tap of class row g at offset k, its row."""
     start, u_rows = ops.every_tap(table, n_rows)
@@ -156,13 +168,14 @@ def site_taps(
     key = ("taps", steps, ground.axes, n_samples)
     found = _cache.get(sites, key)
     if found is None:
-        table = site_windows(entry, out_sites, class_map(steps, ground.axes), n_samples)
+        table = site_windows(steps, entry, out_sites, ground)
         found = _whole_taps(table, ground.n_rows * n_samples)
         found = _cache.put(sites, key, found, 2 * found.n_bytes)
     return found
 
 
 @lru_cache(maxsize=256)
+@untraced
 def _known_taps(steps: Steps, axes: Axes, n_samples: int) -> Segments:
     cmap = class_map(steps, axes)
     windows = class_windows(cmap, n_samples, 0, cmap.n_out * n_samples)
@@ -191,11 +204,16 @@ def pieces(
     """
     step = max(1, U_BYTES // (row_bytes * n_offsets))  # a window adds n_offsets rows to u at most
     for first in range(0, max(total, 1), step):
-        part, used = _renumbered(table(first, min(total, first + step)), n_rows)
-        start, u_rows, class_rows, u_start = ops.ground_taps(part, len(used))
-        n_u = len(class_rows)
-        pairs = ops.Pairs(class_rows, torch.arange(n_u, dtype=torch.int32), u_start)
-        yield Chunk(used, pairs, n_u, Segments(u_rows, start, n_u))
+        yield _piece(table, first, min(total, first + step), n_rows)
+
+
+@untraced
+def _piece(table: Callable[[int, int], Tensor], first: int, last: int, n_rows: int) -> Chunk:
+    part, used = _renumbered(table(first, last), n_rows)
+    start, u_rows, class_rows, u_start = ops.ground_taps(part, len(used))
+    n_u = len(class_rows)
+    pairs = ops.Pairs(class_rows, torch.arange(n_u, dtype=torch.int32), u_start)
+    return Chunk(used, pairs, n_u, Segments(u_rows, start, n_u))
 
 
 def _renumbered(table: Tensor, n_rows: int) -> tuple[Tensor, Tensor]:
@@ -215,7 +233,7 @@ def site_pieces(
 ) -> Iterator[Chunk]:
     """The windows of the output sites, in pieces."""
     n_samples = ground.values.shape[0]
-    table = site_windows(entry, out_sites, class_map(steps, ground.axes), n_samples)
+    table = site_windows(steps, entry, out_sites, ground)
     n_rows = ground.n_rows * n_samples
     return pieces(lambda i, j: table[i:j], len(table), n_rows, steps.n_offsets, row_bytes)
 
@@ -282,7 +300,7 @@ def pool_plan(
     plan = _cache.get(sites, key)
     if plan is None:
         cmap = None if axes is None else class_map(steps, axes)
-        table = Table(site_windows(entry, out_sites, cmap, n_samples))
+        table = Table(site_windows(steps, entry, out_sites, ground))
         plan = PoolPlan(table, cmap, n_samples)
         held = table.n_bytes
         if cmap is not None:

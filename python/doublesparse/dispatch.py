@@ -15,8 +15,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import _arithmetic, _dropout, _elementwise, _normalization, _reduce, _resample, functional
-from ._channels_last import CHANNELS_LAST, ChannelsLast, movedim, permute, through
+from . import (
+    _arithmetic,
+    _channel_groups,
+    _channel_reduce,
+    _dropout,
+    _elementwise,
+    _normalization,
+    _reduce,
+    _resample,
+    _shuffle,
+    _slicing,
+    _space_constant,
+    functional,
+)
+from ._channel_groups import GroupedChannels
+from ._channels_last import (
+    ALONG,
+    CHANNELS_LAST,
+    ChannelsLast,
+    movedim,
+    permute,
+    through,
+    with_dims,
+)
 from ._elementwise import in_place, refuse
 from ._precision import widened
 from ._torch_compat import keep_eager
@@ -237,12 +259,27 @@ def _trained(handler: Function) -> Function:
     return call
 
 
+# ------------------------------------------------------------------ slices, shuffles, reductions
+def _rearrangements() -> None:
+    named = {**_slicing.FUNCTIONS, **_channel_reduce.FUNCTIONS}
+    for name, handler in named.items():
+        places = (torch.linalg,) if name == "vector_norm" else (torch, Tensor)
+        _register(_named(name, places), _sparse_first(handler, name))
+        if hasattr(Tensor, name):
+            _method(name, handler)
+    for name in ("pixel_shuffle", "pixel_unshuffle"):
+        _register(_named(name, (torch, F)), _sparse_first(getattr(_shuffle, name), name))
+    _register([Tensor.__getitem__], _slicing.getitem)
+    setattr(SparseTensor, "__getitem__", _slicing.getitem)  # noqa: B010 (mypy: no such attribute)
+    _register([Tensor.expand_as], _space_constant.expand_as)
+    _method("expand_as", _space_constant.expand_as)
+
+
 # ------------------------------------------------------------------ methods
 _PROPERTIES = ("device", "dtype", "ndim", "requires_grad", "shape")
 _KINDS = {"is_sparse": False, "is_quantized": False, "is_nested": False, "is_mkldnn": False}
 _COMPARISONS = ["eq", "ne", "lt", "le", "gt", "ge"]
 _REFUSED_OPERATORS = [
-    "getitem",
     "setitem",
     "contains",
     "matmul",
@@ -254,9 +291,14 @@ _REFUSED_OPERATORS = [
 ]
 
 
-def _refusing(name: str) -> Function:
+_TENSOR_METHODS = [
+    n for n in dir(Tensor) if not n.startswith("_") and callable(getattr(Tensor, n))
+]
+
+
+def _refusing(name: str, why: str = "has no sparse meaning for a SparseTensor") -> Function:
     def refused(input: Any, *args: Any, **kwargs: Any) -> Any:
-        refuse(name)
+        refuse(name, why)
 
     refused.__name__ = refused.__qualname__ = name
     refused.__doc__ = f"Refused: `{name}` has no sparse meaning."
@@ -300,8 +342,7 @@ def _methods() -> None:
         setattr(SparseTensor, f"__{name}__", _refusing(f"__{name}__"))
     setattr(SparseTensor, "__hash__", object.__hash__)  # noqa: B010 (identity, as torch's)
     setattr(SparseTensor, "__bool__", _truth)  # noqa: B010
-    own = [n for n in dir(Tensor) if not n.startswith("_") and callable(getattr(Tensor, n))]
-    for name in own:
+    for name in _TENSOR_METHODS:
         if not hasattr(SparseTensor, name):
             setattr(SparseTensor, name, _refusing(name))
         elif callable(getattr(SparseTensor, name)):
@@ -328,6 +369,21 @@ def _channels_last() -> None:
         method = SparseTensor.__dict__.get(name)
         if method is not None:
             setattr(ChannelsLast, name, through(method))
+    for name, along in ALONG.items():
+        known = [f for f in _named(name, (*_PLACES, torch.linalg)) if f in HANDLERS]
+        handler = with_dims(HANDLERS[known[0]], name, *along)
+        CHANNELS_LAST.update(dict.fromkeys(known, handler))
+        if hasattr(Tensor, name):
+            setattr(ChannelsLast, name, handler)
+
+
+def _refuse_the_rest(view: type, why: str) -> None:
+    """Methods and operators of a tensor that a view has not."""
+    operators = [f"__{kind}{n}__" for n in _OPERATORS for kind in ("", "r", "i")]
+    operators += [f"__{n}__" for n in ("getitem", "neg", "bool", *_REFUSED_OPERATORS)]
+    for name in (*_TENSOR_METHODS, *operators):
+        if name not in dir(view):
+            setattr(view, name, _refusing(name, why))
 
 
 # ------------------------------------------------------------------ torch.compile
@@ -336,7 +392,8 @@ _TRACEABLE = ("dim", "size", "__bool__", "__hash__", "__len__")
 
 def _keep_eager() -> None:
     """Sites and rulebooks depend on data: a sparse operation is a graph break, as a whole."""
-    methods = [getattr(f, "__func__", f) for f in SparseTensor.__dict__.values()]
+    own = [*SparseTensor.__dict__.values(), *ChannelsLast.__dict__.values()]
+    methods = [getattr(f, "__func__", f) for f in own]
     public = [getattr(functional, name) for name in functional.__all__]
     ours = [f for f in (*methods, *public) if isinstance(f, FunctionType)]
     keep_eager(*(f for f in ours if f.__name__ not in _TRACEABLE))
@@ -345,6 +402,9 @@ def _keep_eager() -> None:
 _elementwise_functions()
 _binary_functions()
 _layers()
+_rearrangements()
 _methods()
 _channels_last()
+_refuse_the_rest(ChannelsLast, "has no sparse meaning for a SparseTensor with permuted dimensions")
+_refuse_the_rest(GroupedChannels, _channel_groups.WHY)
 _keep_eager()

@@ -36,6 +36,8 @@ from ._functional_pool import (
 )
 from ._global_pool import global_avg_pool, global_max_pool
 from ._normalization import batch_norm
+from ._resample import interpolate
+from ._voxelize import devoxelize, voxelize
 
 __all__ = [
     "adaptive_avg_pool1d",
@@ -52,8 +54,10 @@ __all__ = [
     "conv_transpose1d",
     "conv_transpose2d",
     "conv_transpose3d",
+    "devoxelize",
     "global_avg_pool",
     "global_max_pool",
+    "interpolate",
     "inverse_conv1d",
     "inverse_conv2d",
     "inverse_conv3d",
@@ -65,4 +69,5 @@ __all__ = [
     "submanifold_conv2d",
     "submanifold_conv3d",
     "submanifold_conv4d",
+    "voxelize",
 ]

@@ -30,6 +30,7 @@ _ON_SITES = {
     "ground_taps",
     "invert_rows",
 }
+_FLOATS = ("float32", "float64", "bfloat16", "float16")
 _ARCH_GET_XCOMP_SUPP, _SYS_ARCH_PRCTL, _XTILEDATA = 0x1021, 158, 18
 
 
@@ -162,6 +163,8 @@ def _amx() -> dict[str, Any]:
         refusal = "this build has no AMX kernel"
     elif not _kernel_offers_amx():
         refusal = "the operating system does not offer tile registers to processes"
+    elif _core().isa_chosen() == "avx512" and "DOUBLESPARSE_ISA" not in os.environ:
+        refusal = "the operating system refused tile registers to this process"
     return {"compiled": compiled, "cpu": cpu, "refusal": refusal}
 
 
@@ -214,7 +217,7 @@ def _operators() -> dict[str, dict[str, list[str]]]:
     ops = importlib.import_module("doublesparse.ops")
     names = [name for name, value in vars(ops).items() if isinstance(value, types.FunctionType)]
     return {
-        name: {"cpu": ["int32"] if name in _ON_SITES else ["float32", "float64"]}
+        name: {"cpu": ["int32"] if name in _ON_SITES else list(_FLOATS)}
         for name in names
         if not name.startswith("_")
     }

@@ -1,22 +1,31 @@
 """Raw operators on plain CPU tensors: allocate results with torch, call the checked kernels.
 
 Shape names: ``n_sites``, ``c_in``, ``c_out``, ``n_offsets`` (kernel volume, row-major), ``n_src``
-and ``n_dst`` rows. Features are float32 or float64. Every result has the same bits for any number
-of threads (``torch.set_num_threads``). Nothing here knows autograd: see ``_autograd.py``.
+and ``n_dst`` rows. Features are float32, float64, bfloat16 or float16; 16-bit values are summed in
+float32 and the sum is rounded once. Every result has the same bits for any number of threads
+(``torch.set_num_threads``). Nothing here knows autograd: see ``_autograd.py``. Where a graph is
+traced (``torch.compile``, ``torch.export``), the calls become the operators
+``torch.ops.doublesparse.*`` of ``_library.py``, which do; otherwise they go straight to the
+kernels.
 """
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import _C
 from ._scratch import scratch
+from ._torch_compat import traced
+from ._window_ops import add_rows as add_rows
 from ._window_ops import every_tap as every_tap
 from ._window_ops import ground_taps as ground_taps
 from ._window_ops import invert_rows as invert_rows
+from ._window_ops import join_rows as join_rows
+from ._window_ops import scatter_rows as scatter_rows
 from ._window_ops import segment_sum as segment_sum
 from ._window_ops import segment_sum_sq as segment_sum_sq
 from ._window_ops import window_max as window_max
@@ -34,9 +43,26 @@ it, which is checked once, here. ``.reversed()`` swaps source and destination; `
 
 Ints = tuple[int, ...]
 
+_HALF = (torch.bfloat16, torch.float16)
+_GROUP_ROWS = 32  # output rows that share their matrix tiles
+
+
+class Lists(NamedTuple):
+    """The three tensors of ``Pairs``, unchecked: its stand-in where tensors have no data."""
+
+    src_rows: Tensor
+    dst_rows: Tensor
+    offset_start: Tensor
+
+    def reversed(self) -> Lists:
+        """Source and destination swapped."""
+        return Lists(self.dst_rows, self.src_rows, self.offset_start)
+
 
 def linear_keys(coords: Tensor, shape: Ints) -> Tensor:
     """Row-major linear key of every site: int64 (n_sites,) of int32 coords (n_sites, 1 + D)."""
+    if traced(coords):
+        return torch.ops.doublesparse.linear_keys(coords, shape)
     keys = torch.empty(len(coords), dtype=torch.int64)
     _C.coords_to_keys(coords, shape, keys, torch.get_num_threads())
     return keys
@@ -44,6 +70,8 @@ def linear_keys(coords: Tensor, shape: Ints) -> Tensor:
 
 def coords_of_keys(keys: Tensor, shape: Ints) -> Tensor:
     """The inverse of ``linear_keys``: int32 (n_sites, 1 + D)."""
+    if traced(keys):
+        return torch.ops.doublesparse.coords_of_keys(keys, shape)
     coords = torch.empty(len(keys), 1 + len(shape), dtype=torch.int32)
     _C.keys_to_coords(keys, shape, coords, torch.get_num_threads())
     return coords
@@ -106,6 +134,10 @@ def output_coords(
     Raises:
         ValueError: the linear keys of such a grid do not fit int64.
     """
+    if traced(coords):
+        return torch.ops.doublesparse.output_coords(
+            coords, in_shape, out_shape, kernel, stride, padding, dilation, transposed
+        )
     if len(coords) == 0 or 0 in out_shape:
         return coords.new_empty(0, coords.shape[1])
     widest = (int(coords[-1, 0]) + 1) * math.prod(map(max, in_shape, out_shape))
@@ -138,7 +170,7 @@ def pack_weight(weight: Tensor, groups: int = 1, transposed: bool = False) -> Te
     c_in, c_out = weight.shape[1] * groups, weight.shape[0]
     if transposed:
         c_in, c_out = c_out, c_in
-    size = _C.conv_workspace(weight.dtype == torch.float64, c_in, c_out, weight.shape[2], groups)
+    size = _C.packed_size(weight.dtype == torch.float64, c_in, c_out, weight.shape[2], groups)
     packed = weight.new_empty(size)
     _C.conv_pack(weight, c_in, c_out, groups, transposed, packed, torch.get_num_threads())
     return packed
@@ -167,39 +199,71 @@ def conv(
             memory (channels-last).
         pairs: joins rows of x to rows of y.
         n_dst: rows of the result.
-        bias: (c_out,) or None.
+        bias: (c_out,) or None; of 16-bit features float32 or their dtype, and so u.
         groups: divides both channel counts.
         u: (n_u, c_out) or None: rows ``u_rows[u_start[i] : u_start[i + 1]]`` are added to row i.
         u_start: int64 (n_dst + 1,).
         u_rows: int32.
         transposed: see ``weight``.
-        packed: ``pack_weight`` of the weight, of which then only the shape is read.
+        packed: ``pack_weight`` of the weight, of which then only the shape is read; a traced
+            graph reads the weight.
     """
+    if traced(x):
+        lists = (pairs.src_rows, pairs.dst_rows, pairs.offset_start)
+        sums = (n_dst, bias, groups, u, u_start, u_rows, transposed)
+        if not torch.is_autocast_enabled("cpu"):
+            return torch.ops.doublesparse.conv(x, weight, *lists, *sums)
+        with torch.autocast("cpu", enabled=False):  # raw operators take operands as they are
+            return torch.ops.doublesparse.conv(x, weight, *lists, *sums)
     c_out = weight.shape[1] * groups if transposed else weight.shape[0]
     y = x.new_empty(n_dst, c_out)
     threads = torch.get_num_threads()
     if packed is not None:
         _C.conv(x, None, bias, u, u_start, u_rows, pairs, groups, transposed, packed, y, threads)
         return y
-    size = _C.conv_workspace(x.dtype == torch.float64, x.shape[1], c_out, pairs.n_offsets, groups)
-    workspace = scratch(size, x.dtype)
+    wide = x.dtype
+    if wide in _HALF:
+        wide = torch.float32
+        bias = bias.float() if bias is not None and bias.dtype == x.dtype else bias
+        u = u.float() if u is not None and u.dtype == x.dtype else u
+        if _C.takes_row_groups(x, c_out, groups) and not _C.has_row_groups(pairs, n_dst):
+            _group_rows(pairs, n_dst, threads)
+    workspace = scratch(_C.conv_workspace(x, c_out, pairs.n_offsets, groups, n_dst), wide)
     _C.conv(x, weight, bias, u, u_start, u_rows, pairs, groups, transposed, workspace, y, threads)
     return y
+
+
+def _group_rows(pairs: Pairs, n_dst: int, threads: int) -> None:
+    """Puts rows that read the same offsets together, for matrix tiles; kept with the pairs."""
+    table = window_table(pairs, n_dst)
+    n_groups = -(-n_dst // _GROUP_ROWS)
+    order = torch.empty(n_groups * _GROUP_ROWS, dtype=torch.int32)
+    start = torch.empty(n_groups + 1, dtype=torch.int64)
+    keys = torch.empty(n_dst, dtype=torch.int64)
+    n_entries = _C.plan_row_groups(pairs, table, keys, order, start, threads)
+    taps = torch.empty(n_entries, dtype=torch.int32)
+    rows = torch.empty(n_entries, _GROUP_ROWS, dtype=torch.int32)
+    _C.fill_row_groups(pairs, table, order, start, taps, rows, threads)
 
 
 def conv_input_grad(
     dy: Tensor, weight: Tensor, pairs: Pairs, n_src: int, groups: int = 1
 ) -> Tensor:
     """``dx[src] = sum over pairs of dy[dst] . W_k^T``: (n_src, c_in), the forward's arguments."""
+    if traced(dy):
+        lists = (pairs.src_rows, pairs.dst_rows, pairs.offset_start)
+        return torch.ops.doublesparse.conv_input_grad(dy, weight, *lists, n_src, groups)
     return conv(dy, weight, pairs.reversed(), n_src, groups=groups, transposed=True)
 
 
 def conv_weight_grad(x: Tensor, dy: Tensor, pairs: Pairs, groups: int = 1) -> Tensor:
     """``dw[:, :, k] = sum of dy[dst]^T x[src] over pairs``: (c_out, c_in / groups, n_offsets)."""
+    if traced(x):
+        lists = (pairs.src_rows, pairs.dst_rows, pairs.offset_start)
+        return torch.ops.doublesparse.conv_weight_grad(x, dy, *lists, groups)
     c_in, c_out = x.shape[1], dy.shape[1]
     dw = x.new_empty(c_out, c_in // groups, pairs.n_offsets)
-    double = x.dtype == torch.float64
-    size = _C.conv_weight_grad_workspace(double, c_in, c_out, pairs, dy.shape[0], groups)
-    workspace = scratch(size, x.dtype)
+    size = _C.conv_weight_grad_workspace(x, dy, pairs, groups)
+    workspace = scratch(size, torch.float32 if x.dtype in _HALF else x.dtype)
     _C.conv_weight_grad(x, dy, pairs, groups, workspace, dw, torch.get_num_threads())
     return dw

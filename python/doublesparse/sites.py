@@ -15,8 +15,10 @@ from torch import Tensor
 from . import _cache, ops
 from ._checks import as_integers, check_range, check_shape
 from ._classes import AxisClasses
+from ._torch_compat import untraced
 
 _uids = count()
+_equal = untraced(torch.equal)
 
 
 class Sites:
@@ -148,10 +150,7 @@ class Sites:
     def coords(self) -> Tensor:
         """int32 (n_sites, 1 + D), columns [batch, spatial...]; read-only."""
         if self._coords is None:
-            shape = (self.batch_size, *self.spatial_shape)
-            axes = [torch.arange(n, dtype=torch.int32, device=self.device) for n in shape]
-            grids = torch.meshgrid(*axes, indexing="ij")
-            self._coords = torch.stack([g.reshape(-1) for g in grids], 1)
+            self._coords = _all_cells((self.batch_size, *self.spatial_shape), self.device)
         return self._coords
 
     @property
@@ -159,22 +158,14 @@ class Sites:
         """int64 (n_sites,), row-major number of each site's cell; strictly increasing."""
         if self._keys is None:
             with torch.inference_mode(False):  # kept: training may save it for backward later
-                if self._coords is None:
-                    self._keys = torch.arange(self.n_cells, device=self.device)
-                else:
-                    self._keys = ops.linear_keys(self._coords, self.spatial_shape)
+                self._keys = _keys_of(self)
         return self._keys
 
     @property
     def batch_start(self) -> Tensor:
         """int64 (batch_size + 1,): sample b has the rows batch_start[b] .. batch_start[b + 1]."""
         if self._batch_start is None:
-            samples = torch.arange(self.batch_size + 1, device=self.device)
-            if self.is_full:
-                self._batch_start = samples * (self.n_cells // self.batch_size)
-            else:
-                column = self.coords[:, 0].contiguous()
-                self._batch_start = torch.searchsorted(column, samples.to(torch.int32))
+            self._batch_start = _batch_starts(self)
         return self._batch_start
 
     @property
@@ -182,7 +173,7 @@ class Sites:
         """int32 (n_sites,), contiguous: the sample of every site."""
         found = _cache.get(self, "batch")
         if found is None:
-            found = self.coords[:, 0].contiguous()
+            found = _batch_column(self)
             _cache.put(self, "batch", found, 4 * self.n_sites)
         return found
 
@@ -191,13 +182,7 @@ class Sites:
         key = ("class", axes)
         found = _cache.get(self, key)
         if found is None:
-            flat = np.zeros(self.n_sites, np.int32)
-            if math.prod(a.n_classes for a in axes) > 1:
-                coords = self.coords.numpy()
-                for a, axis in enumerate(axes):
-                    flat *= axis.n_classes
-                    flat += axis.lookup(coords[:, 1 + a])
-            found = _cache.put(self, key, torch.from_numpy(flat), 4 * self.n_sites)
+            found = _cache.put(self, key, _class_numbers(self, axes), 4 * self.n_sites)
         return found
 
     def same_as(self, other: Sites) -> bool:
@@ -210,7 +195,7 @@ class Sites:
             other.n_sites,
         ):
             return False
-        return self.is_full or torch.equal(self.coords, other.coords)
+        return self.is_full or _equal(self.coords, other.coords)
 
     def to(self, device: torch.device | str) -> Sites:
         """These sites on another device; nothing remembered moves along."""
@@ -255,3 +240,42 @@ class Sites:
 @lru_cache(maxsize=64)
 def _full_sites(spatial_shape: tuple[int, ...], batch_size: int, device: torch.device) -> Sites:
     return Sites(None, spatial_shape, batch_size, device)
+
+
+# ------------------------------------------------------------------ what sites make on first use
+@untraced
+def _all_cells(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    axes = [torch.arange(n, dtype=torch.int32, device=device) for n in shape]
+    grids = torch.meshgrid(*axes, indexing="ij")
+    return torch.stack([g.reshape(-1) for g in grids], 1)
+
+
+@untraced
+def _keys_of(sites: Sites) -> Tensor:
+    if sites._coords is None:
+        return torch.arange(sites.n_cells, device=sites.device)
+    return ops.linear_keys(sites._coords, sites.spatial_shape)
+
+
+@untraced
+def _batch_column(sites: Sites) -> Tensor:
+    return sites.coords[:, 0].contiguous()
+
+
+@untraced
+def _batch_starts(sites: Sites) -> Tensor:
+    samples = torch.arange(sites.batch_size + 1, device=sites.device)
+    if sites.is_full:
+        return samples * (sites.n_cells // sites.batch_size)
+    return torch.searchsorted(_batch_column(sites), samples.to(torch.int32))
+
+
+@untraced
+def _class_numbers(sites: Sites, axes: tuple[AxisClasses, ...]) -> Tensor:
+    flat = np.zeros(sites.n_sites, np.int32)
+    if math.prod(a.n_classes for a in axes) > 1:
+        coords = sites.coords.numpy()
+        for a, axis in enumerate(axes):
+            flat *= axis.n_classes
+            flat += axis.lookup(coords[:, 1 + a])
+    return torch.from_numpy(flat)

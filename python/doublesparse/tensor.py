@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._autograd import merge_repeats
+from ._autograd import merge_repeats, scatter_rows
 from ._checks import check_duplicates, check_features, check_shape, repeated
 from ._ground import GroundState, differs, make_ground
 from ._memo import remembered
@@ -62,11 +62,13 @@ class SparseTensor:
     def __init__(
         self,
         features: Tensor,
-        coords: Tensor,
-        spatial_shape: Sequence[int],
+        coords: Any = None,
+        spatial_shape: Any = None,
         batch_size: int | None = None,
         ground: Any = 0.0,
         duplicates: str = "error",
+        *,
+        sites: Sites | None = None,
     ) -> None:
         """From features and coordinates in any order.
 
@@ -78,6 +80,7 @@ class SparseTensor:
             ground: a number, (C,) or an image (1 or B, C, *spatial or 1s), differentiable; or None.
             duplicates: what to do with rows at the same site: "error", "sum", "mean", "max"
                 (gradients of ties are shared) or "first"; differentiable.
+            sites: instead of coords, spatial_shape and batch_size: those of another tensor.
 
         Raises:
             TypeError: a type or dtype that cannot be meant.
@@ -86,6 +89,9 @@ class SparseTensor:
             NotImplementedError: meta tensors.
         """
         check_duplicates(duplicates)
+        if isinstance(sites, Sites):  # as dataclasses.replace does, by which FSDP rebuilds tensors
+            self.__dict__.update(self._of(features, sites, None).replace(features, ground).__dict__)
+            return
         check_features(features)
         shape = check_shape(spatial_shape)
         if isinstance(coords, Tensor) and coords.device != features.device and not coords.is_meta:
@@ -181,10 +187,9 @@ class SparseTensor:
         if sites.is_full:
             return self
         if ground is None or ground.is_zero:
-            image = features.new_zeros(sites.n_cells, features.shape[1])
-        else:
-            image = ground.cells(sites.batch_size)
-        image = image.index_copy_(0, sites.keys, features)  # `image` is new here
+            image = scatter_rows(features, sites.keys, sites.n_cells)
+        else:  # a new image
+            image = ground.cells(sites.batch_size).index_copy_(0, sites.keys, features)
         full = Sites.full(sites.batch_size, sites.spatial_shape, sites.device)
         zero = partial(self._zero, features, full)
         return self._of(image, full, ground and remembered(ground, "saturated", (), zero))

@@ -37,9 +37,21 @@ void weight_grad_block_ref(const WeightGradBlock<T>& t) {
   }
 }
 
+template <class T>
+void widen_ref(const T* from, int64_t n, float* into) {
+  for (int64_t i = 0; i < n; ++i) into[i] = widened(from[i]);
+}
+template <class T>
+void round_ref(const float* from, int64_t n, T* into) {
+  for (int64_t i = 0; i < n; ++i) into[i] = rounded<T>(from[i]);
+}
 template void gemm_tile_ref<float>(const GemmTile<float>&);
 template void gemm_tile_ref<double>(const GemmTile<double>&);
 template void weight_grad_block_ref<float>(const WeightGradBlock<float>&);
 template void weight_grad_block_ref<double>(const WeightGradBlock<double>&);
+template void widen_ref<bf16>(const bf16*, int64_t, float*);
+template void widen_ref<f16>(const f16*, int64_t, float*);
+template void round_ref<bf16>(const float*, int64_t, bf16*);
+template void round_ref<f16>(const float*, int64_t, f16*);
 
 }  // namespace ds

@@ -65,32 +65,43 @@ int64_t packed_size(int64_t c_in, int64_t c_out, int64_t n_offsets, int64_t grou
 }
 
 template <class T>
-void pack_weight(const ConvArgs<T>& a, int n_threads) {
+void pack_panel(const ConvArgs<T>& a, int64_t group, int64_t panel, int64_t next_offset,
+                T* packed) {
   const int64_t c_in = a.c_in / a.groups, c_out = a.c_out / a.groups;
-  const int64_t n_offsets = a.pairs.n_offsets;
-  const int64_t width = packed_width<T>(c_out), n_panels = ceil_div(c_out, width);
+  const int64_t n_offsets = a.pairs.n_offsets, width = packed_width<T>(c_out);
   // weight (d0 of all groups, d1, n_offsets): d0 is c_out, or c_in where transposed
   const int64_t d0 = a.transposed ? c_in : c_out, d1 = a.transposed ? c_out : c_in;
   const int64_t step0 = d1 * n_offsets, step1 = a.channels_last ? 1 : n_offsets;
+  Panel<T> p;
+  p.column_step = a.transposed ? step1 : step0;
+  p.channel_step = a.transposed ? step0 : step1;
+  p.offset_step = a.channels_last ? d1 : 1;
+  p.w = a.weight + group * d0 * step0 + panel * width * p.column_step;
+  p.columns = std::min(width, c_out - panel * width);
+  p.width = width;
+  p.c_in = c_in;
+  p.n_offsets = n_offsets;
+  p.packed = packed;
+  p.next_offset = next_offset;
+  p.pack();
+}
+
+template <class T>
+void pack_weight(const ConvArgs<T>& a, int n_threads) {
+  const int64_t c_in = a.c_in / a.groups, c_out = a.c_out / a.groups;
+  const int64_t width = packed_width<T>(c_out), n_panels = ceil_div(c_out, width);
+  const int64_t panel_size = c_in * width;
   parallel_for(a.groups * n_panels, n_threads, [&](int64_t job) {
     const int64_t group = job / n_panels, panel = job % n_panels;
-    Panel<T> p;
-    p.column_step = a.transposed ? step1 : step0;
-    p.channel_step = a.transposed ? step0 : step1;
-    p.offset_step = a.channels_last ? d1 : 1;
-    p.w = a.weight + group * d0 * step0 + panel * width * p.column_step;
-    p.columns = std::min(width, c_out - panel * width);
-    p.width = width;
-    p.c_in = c_in;
-    p.n_offsets = n_offsets;
-    p.packed = a.workspace + (group * n_offsets * n_panels + panel) * c_in * width;
-    p.next_offset = n_panels * c_in * width;
-    p.pack();
+    T* packed = a.workspace + (group * a.pairs.n_offsets * n_panels + panel) * panel_size;
+    pack_panel(a, group, panel, n_panels * panel_size, packed);
   });
 }
 
 template int64_t packed_size<float>(int64_t, int64_t, int64_t, int64_t);
 template int64_t packed_size<double>(int64_t, int64_t, int64_t, int64_t);
+template void pack_panel<float>(const ConvArgs<float>&, int64_t, int64_t, int64_t, float*);
+template void pack_panel<double>(const ConvArgs<double>&, int64_t, int64_t, int64_t, double*);
 template void pack_weight<float>(const ConvArgs<float>&, int);
 template void pack_weight<double>(const ConvArgs<double>&, int);
 

@@ -10,6 +10,11 @@ namespace ds {
 template <class T>
 int64_t packed_size(int64_t c_in, int64_t c_out, int64_t n_offsets, int64_t groups);
 
+// One panel of one group to `packed`; `next_offset` elements lie between two offsets' panels.
+template <class T>
+void pack_panel(const ConvArgs<T>& args, int64_t group, int64_t panel, int64_t next_offset,
+                T* packed);
+
 // args.weight into args.workspace; the other operands are not read.
 template <class T>
 void pack_weight(const ConvArgs<T>& args, int n_threads);

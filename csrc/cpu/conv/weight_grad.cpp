@@ -22,10 +22,15 @@ struct Product {
 
 template <class T>
 Product product_of(int64_t c_in, int64_t c_out) {
-  const int64_t width = kernels<T>().panel_width;
-  const int64_t ld_in = ceil_div(c_in, width) * width, ld_out = ceil_div(c_out, width) * width;
-  if (c_out * ld_in < c_in * ld_out) return {c_out, c_in, ld_in, c_out * ld_in, true};
-  return {c_in, c_out, ld_out, c_in * ld_out, false};
+  if constexpr (kIsHalf<T>) {  // matrix tiles: 32 x 32 at a time
+    const int64_t rows = ceil_div(c_in, 32) * 32, ld = ceil_div(c_out, 32) * 32;
+    return {c_in, c_out, ld, rows * ld, false};
+  } else {
+    const int64_t width = kernels<T>().panel_width;
+    const int64_t ld_in = ceil_div(c_in, width) * width, ld_out = ceil_div(c_out, width) * width;
+    if (c_out * ld_in < c_in * ld_out) return {c_out, c_in, ld_in, c_out * ld_in, true};
+    return {c_in, c_out, ld_out, c_in * ld_out, false};
+  }
 }
 
 // The work is cut into chunks of output rows times bundles of offsets. A job walks its chunk tile
@@ -43,7 +48,7 @@ struct Cut {
 
 template <class T>
 Cut cut_of(const PairList& p, int64_t n_dst, int64_t c_in, int64_t c_out, int64_t groups) {
-  const int64_t slot_bytes = product_of<T>(c_in, c_out).slot * static_cast<int64_t>(sizeof(T));
+  const int64_t slot_bytes = product_of<T>(c_in, c_out).slot * static_cast<int64_t>(sizeof(Acc<T>));
   const int64_t row_bytes = (c_in + c_out) * static_cast<int64_t>(sizeof(T));
   Cut c;
   c.bundle = std::clamp<int64_t>(kBundleBytes / slot_bytes, 1, p.n_offsets);
@@ -62,7 +67,8 @@ Cut cut_of(const PairList& p, int64_t n_dst, int64_t c_in, int64_t c_out, int64_
 template <class T>
 int64_t weight_grad_workspace(int64_t c_in, int64_t c_out, const PairList& pairs, int64_t n_dst,
                               int64_t groups) {
-  if (is_depthwise(c_in, c_out, groups)) return depthwise_grad_workspace(c_out, pairs);
+  if (!kIsHalf<T> && is_depthwise(c_in, c_out, groups))
+    return depthwise_grad_workspace(c_out, pairs);
   const Cut cut = cut_of<T>(pairs, n_dst, c_in / groups, c_out / groups, groups);
   return cut.n_chunks * pairs.n_offsets * groups *
          product_of<T>(c_in / groups, c_out / groups).slot;
@@ -70,8 +76,8 @@ int64_t weight_grad_workspace(int64_t c_in, int64_t c_out, const PairList& pairs
 
 template <class T>
 void weight_grad(const WeightGradArgs<T>& a, int n_threads) {
-  if (is_depthwise(a.c_in, a.c_out, a.groups)) return depthwise_weight_grad(a, n_threads);
-  const KernelSet<T>& kernel = kernels<T>();
+  if constexpr (!kIsHalf<T>)
+    if (is_depthwise(a.c_in, a.c_out, a.groups)) return depthwise_weight_grad(a, n_threads);
   const PairList& p = a.pairs;
   const int64_t c_in = a.c_in / a.groups, c_out = a.c_out / a.groups;
   const Product m = product_of<T>(c_in, c_out);
@@ -82,8 +88,8 @@ void weight_grad(const WeightGradArgs<T>& a, int n_threads) {
                   chunk = job / cut.n_bundles / a.groups;
     const int64_t k_begin = bundle * cut.bundle,
                   k_end = std::min(p.n_offsets, k_begin + cut.bundle);
-    T* partial = a.workspace + (chunk * a.groups + g) * p.n_offsets * m.slot;
-    std::memset(partial + k_begin * m.slot, 0, (k_end - k_begin) * m.slot * sizeof(T));
+    Acc<T>* partial = a.workspace + (chunk * a.groups + g) * p.n_offsets * m.slot;
+    std::memset(partial + k_begin * m.slot, 0, (k_end - k_begin) * m.slot * sizeof(Acc<T>));
     WeightGradBlock<T> b{a.x + g * c_in, a.c_in,    a.dy + g * c_out, a.c_out, nullptr, nullptr, 0,
                          m.rows,         m.columns, nullptr,          m.ld};
     if (m.swapped) {
@@ -102,13 +108,16 @@ void weight_grad(const WeightGradArgs<T>& a, int n_threads) {
         if (m.swapped) std::swap(b.src, b.dst);
         b.n_pairs = last - first;
         b.dw = partial + k * m.slot;
-        kernel.weight_grad_block(b);
+        if constexpr (kIsHalf<T>)
+          kernel_table().tile_weight_grad(b);
+        else
+          kernels<T>().weight_grad_block(b);
       }
     }
   });
   const int64_t chunk_stride = a.groups * p.n_offsets * m.slot;
   parallel_for(a.groups * p.n_offsets, n_threads, [&](int64_t job) {
-    T* sum = a.workspace + job * m.slot;
+    Acc<T>* sum = a.workspace + job * m.slot;
     for (int64_t j = 1; j < cut.n_chunks; ++j)
       for (int64_t i = 0; i < m.slot; ++i) sum[i] += sum[j * chunk_stride + i];
   });
@@ -119,12 +128,12 @@ void weight_grad(const WeightGradArgs<T>& a, int n_threads) {
     const int64_t n_strips = ceil_div(c_out, kStrip), g = job / n_strips,
                   o_begin = job % n_strips * kStrip;
     const int64_t o_end = std::min(c_out, o_begin + kStrip);
-    const T* sum = a.workspace + g * p.n_offsets * m.slot;
+    const Acc<T>* sum = a.workspace + g * p.n_offsets * m.slot;
     for (int64_t c = 0; c < c_in; ++c)
       for (int64_t k = 0; k < p.n_offsets; ++k)
         for (int64_t o = o_begin; o < o_end; ++o)
           a.dw[((g * c_out + o) * c_in + c) * p.n_offsets + k] =
-              sum[k * m.slot + (m.swapped ? o * m.ld + c : c * m.ld + o)];
+              rounded<T>(sum[k * m.slot + (m.swapped ? o * m.ld + c : c * m.ld + o)]);
   });
 }
 
@@ -132,5 +141,7 @@ template int64_t weight_grad_workspace<float>(int64_t, int64_t, const PairList&,
 template int64_t weight_grad_workspace<double>(int64_t, int64_t, const PairList&, int64_t, int64_t);
 template void weight_grad<float>(const WeightGradArgs<float>&, int);
 template void weight_grad<double>(const WeightGradArgs<double>&, int);
+template int64_t weight_grad_workspace<bf16>(int64_t, int64_t, const PairList&, int64_t, int64_t);
+template void weight_grad<bf16>(const WeightGradArgs<bf16>&, int);  // where takes_tiles()
 
 }  // namespace ds

@@ -12,23 +12,42 @@ namespace ds {
 namespace {
 
 template <class T>
-constexpr KernelSet<T> kernel_set() {
-  return {kPanel<T>,
-          gemm_tile<T>,
-          weight_grad_block<T>,
-          depthwise_tile<T>,
-          depthwise_grad_chunk<T>,
-          window_max_kernel<T>,
-          window_sum_kernel<T>,
-          window_max_grad_kernel<T>,
+constexpr RowKernels<T> row_kernels() {
+  return {window_max_kernel<T>, window_sum_kernel<T>, window_max_grad_kernel<T>,
           segment_sum_kernel<T>};
+}
+
+template <class T>
+constexpr KernelSet<T> kernel_set() {
+  return {row_kernels<T>(),     kPanel<T>,         gemm_tile<T>,
+          weight_grad_block<T>, depthwise_tile<T>, depthwise_grad_chunk<T>};
+}
+
+template <class T>
+void widen_values(const T* from, int64_t n, float* into) {
+  widen_row(from, n, into);
+}
+template <class T>
+void round_values(const float* from, int64_t n, T* into) {
+  round_row(from, n, into);
+}
+
+template <class T>
+constexpr HalfKernelSet<T> half_kernel_set() {
+  return {row_kernels<T>(), widen_values<T>, round_values<T>};
 }
 
 }  // namespace
 }  // namespace ds
 
-#define DS_EXPORT_KERNELS(name, isa)                                         \
-  namespace ds {                                                             \
-  extern const KernelTable name;                                             \
-  const KernelTable name = {isa, kernel_set<float>(), kernel_set<double>()}; \
+#define DS_EXPORT_KERNELS(name, isa)                 \
+  namespace ds {                                     \
+  extern const KernelTable name;                     \
+  const KernelTable name = {isa,                     \
+                            kernel_set<float>(),     \
+                            kernel_set<double>(),    \
+                            half_kernel_set<bf16>(), \
+                            half_kernel_set<f16>(),  \
+                            nullptr,                 \
+                            nullptr};                \
   }

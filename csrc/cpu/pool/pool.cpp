@@ -34,21 +34,29 @@ void window_sum(const WindowArgs<T>& a, int n_threads) {
 
 template <class T>
 void window_max_grad(const WindowMaxGradArgs<T>& a, int64_t* workspace, int n_threads) {
-  const auto piece = [&](int64_t, int64_t n, const int64_t* start, const T*, T* out) {
+  const auto piece = [&](int64_t, int64_t n, const int64_t* start, const T*, T* out,
+                         Acc<T>* partial) {
     WindowMaxGradArgs<T> part = a;
     part.start = start;
     part.n_rows = n;
     part.dx = out;
+    part.partial = partial;
     kernels<T>().window_max_grad(part);
   };
   reduce_segments<T>(a.start, a.n_rows, a.n_channels, nullptr, a.dx, workspace, n_threads, piece);
 }
 
 template void window_max<float>(const WindowArgs<float>&, int);
-template void window_max<double>(const WindowArgs<double>&, int);
 template void window_sum<float>(const WindowArgs<float>&, int);
-template void window_sum<double>(const WindowArgs<double>&, int);
 template void window_max_grad<float>(const WindowMaxGradArgs<float>&, int64_t*, int);
+template void window_max<double>(const WindowArgs<double>&, int);
+template void window_sum<double>(const WindowArgs<double>&, int);
 template void window_max_grad<double>(const WindowMaxGradArgs<double>&, int64_t*, int);
+template void window_max<bf16>(const WindowArgs<bf16>&, int);
+template void window_sum<bf16>(const WindowArgs<bf16>&, int);
+template void window_max_grad<bf16>(const WindowMaxGradArgs<bf16>&, int64_t*, int);
+template void window_max<f16>(const WindowArgs<f16>&, int);
+template void window_sum<f16>(const WindowArgs<f16>&, int);
+template void window_max_grad<f16>(const WindowMaxGradArgs<f16>&, int64_t*, int);
 
 }  // namespace ds

@@ -1,8 +1,10 @@
 // Reductions over windows: maximum with its winners, the gradient of the maximum, sum. The windows
 // are a table (see cpu/windows/windows.h): active rows and ground class rows are read in place.
-// Torch-free.
+// 16-bit values are added in float32 and the sum is rounded once. Torch-free.
 #pragma once
 #include <cstdint>
+
+#include "core/half.h"
 
 namespace ds {
 
@@ -32,7 +34,8 @@ struct WindowMaxGradArgs {
   const int64_t* start;  // (n_rows + 1), ascending
   const int64_t* index;
   int64_t n_offsets, n_rows, n_channels;
-  T* dx;  // (n_rows, n_channels)
+  T* dx;            // (n_rows, n_channels)
+  Acc<T>* partial;  // (n_rows, n_channels) or null: where to put the sums, unrounded, in dx's stead
 };
 // workspace: segment_workspace() of the positions.
 template <class T>

@@ -18,6 +18,7 @@ namespace ds {
 namespace {
 
 constexpr int kMaxTaps = 64;
+constexpr int64_t kStripColumns = 512;  // of a 16-bit result: its float32 sums wait on the stack
 
 template <class T>
 using IntVec = decltype(Vec<T>{} < Vec<T>{});  // lanes as wide as T
@@ -69,7 +70,7 @@ template <class T, int V>
   for (int v = 0; v < V; ++v) {
     const int64_t at = c + v * kLanes<T>;
     best[v] = load((first ? taps.row[0] : y) + at);
-    winner[v] = first ? IntVec<T>{} + taps.offset[0] : load_ints(arg + at, T{});
+    winner[v] = first ? IntVec<T>{} + taps.offset[0] : load_ints(arg + at, Acc<T>{});
   }
   for (int i = first; i < taps.n; ++i) {
     const T* row = taps.row[i] + c;
@@ -96,15 +97,15 @@ void max_list(const TapList<T>& taps, bool first, int64_t n_channels, T* y, int3
   for (; c + 4 * kLane <= n_channels; c += 4 * kLane) max_columns<T, 4>(taps, first, c, y, arg);
   for (; c + kLane <= n_channels; c += kLane) max_columns<T, 1>(taps, first, c, y, arg);
   for (; c < n_channels; ++c) {
-    T best = first ? taps.row[0][c] : y[c];
+    Acc<T> best = widened(first ? taps.row[0][c] : y[c]);
     int32_t winner = first ? taps.offset[0] : arg[c];
     for (int i = first; i < taps.n; ++i) {
-      const T value = taps.row[i][c];
+      const Acc<T> value = widened(taps.row[i][c]);
       const bool wins = !(value <= best) & (best == best);
       best = wins ? value : best;
       winner = wins ? taps.offset[i] : winner;
     }
-    y[c] = best;
+    y[c] = rounded<T>(best);
     arg[c] = winner;
   }
 }
@@ -124,47 +125,63 @@ void window_max_kernel(const WindowArgs<T>& a, int64_t row_begin, int64_t row_en
       empty = false;
     }
     for (int64_t c = 0; empty && c < a.n_channels; ++c) {
-      y[c] = -static_cast<T>(__builtin_inf());
+      y[c] = rounded<T>(-static_cast<Acc<T>>(__builtin_inf()));
       arg[c] = -1;
     }
   }
 }
 
+// The taps' columns from c on are added to `sum`, which holds those from `base` on.
 template <class T, int V>
-[[gnu::always_inline]] inline void sum_columns(const TapList<T>& taps, bool first, int64_t c,
-                                               T* y) {
+[[gnu::always_inline]] inline void sum_columns(const TapList<T>& taps, bool first, int64_t base,
+                                               int64_t c, Acc<T>* sums) {
   Vec<T> sum[V];
 #pragma GCC unroll 8
-  for (int v = 0; v < V; ++v) sum[v] = first ? Vec<T>{} : load(y + c + v * kLanes<T>);
+  for (int v = 0; v < V; ++v) sum[v] = first ? Vec<T>{} : load(sums + c - base + v * kLanes<T>);
   for (int i = 0; i < taps.n; ++i)
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) sum[v] += load(taps.row[i] + c + v * kLanes<T>);
 #pragma GCC unroll 8
-  for (int v = 0; v < V; ++v) store(y + c + v * kLanes<T>, sum[v]);
+  for (int v = 0; v < V; ++v) store(sums + c - base + v * kLanes<T>, sum[v]);
+}
+
+// Columns [begin, end) of one row.
+template <class T>
+void sum_window(const WindowArgs<T>& a, int64_t row, int64_t begin, int64_t end, Acc<T>* sums) {
+  constexpr int64_t kLane = kLanes<T>;
+  TapList<T> taps;
+  int64_t k = 0;
+  do {  // once even where the kernel has no offset: zeros
+    taps.collect(a, a.table + row * a.n_offsets, k,
+                 a.n_offsets - k < kMaxTaps ? a.n_offsets : k + kMaxTaps);
+    const bool first = k == 0;
+    int64_t c = begin;
+    for (; c + 8 * kLane <= end; c += 8 * kLane) sum_columns<T, 8>(taps, first, begin, c, sums);
+    for (; c + 2 * kLane <= end; c += 2 * kLane) sum_columns<T, 2>(taps, first, begin, c, sums);
+    for (; c + kLane <= end; c += kLane) sum_columns<T, 1>(taps, first, begin, c, sums);
+    for (; c < end; ++c) {
+      Acc<T> sum = first ? Acc<T>(0) : sums[c - begin];
+      for (int j = 0; j < taps.n; ++j) sum += widened(taps.row[j][c]);
+      sums[c - begin] = sum;
+    }
+    k += kMaxTaps;
+  } while (k < a.n_offsets);
 }
 
 template <class T>
 void window_sum_kernel(const WindowArgs<T>& a, int64_t row_begin, int64_t row_end) {
-  constexpr int64_t kLane = kLanes<T>;
-  TapList<T> taps;
   for (int64_t i = row_begin; i < row_end; ++i) {
     T* y = a.y + i * a.n_channels;
-    int64_t k = 0;
-    do {  // once even where the kernel has no offset: zeros
-      taps.collect(a, a.table + i * a.n_offsets, k,
-                   a.n_offsets - k < kMaxTaps ? a.n_offsets : k + kMaxTaps);
-      const bool first = k == 0;
-      int64_t c = 0;
-      for (; c + 8 * kLane <= a.n_channels; c += 8 * kLane) sum_columns<T, 8>(taps, first, c, y);
-      for (; c + 2 * kLane <= a.n_channels; c += 2 * kLane) sum_columns<T, 2>(taps, first, c, y);
-      for (; c + kLane <= a.n_channels; c += kLane) sum_columns<T, 1>(taps, first, c, y);
-      for (; c < a.n_channels; ++c) {
-        T sum = first ? T(0) : y[c];
-        for (int j = 0; j < taps.n; ++j) sum += taps.row[j][c];
-        y[c] = sum;
+    if constexpr (kIsHalf<T>) {
+      float sums[kStripColumns];
+      for (int64_t c = 0; c < a.n_channels; c += kStripColumns) {
+        const int64_t end = a.n_channels - c < kStripColumns ? a.n_channels : c + kStripColumns;
+        sum_window(a, i, c, end, sums);
+        round_row(sums, end - c, y + c);
       }
-      k += kMaxTaps;
-    } while (k < a.n_offsets);
+    } else {
+      sum_window(a, i, 0, a.n_channels, y);
+    }
   }
 }
 

@@ -3,6 +3,8 @@
 #pragma once
 #include <cstdint>
 
+#include "core/half.h"
+
 namespace ds {
 
 // A segment of at most this many rows is one chain of additions (the same chain, and so the same
@@ -12,7 +14,8 @@ namespace ds {
 constexpr int64_t kSegmentChunk = 1024;
 
 // out[s] = bias + sum over j in [start[s], start[s + 1]) of values[rows[j]], in ascending order of
-// j; with `mean`: of (values[rows[j]] - mean[s])^2.
+// j; with `mean`: of (values[rows[j]] - mean[s])^2. 16-bit values are added in float32 and the sum
+// is rounded once.
 template <class T>
 struct SegmentSumArgs {
   const T* values;        // (n, n_channels)
@@ -20,9 +23,11 @@ struct SegmentSumArgs {
   const int64_t* rows64;
   const int64_t* start;  // (n_segments + 1), ascending
   int64_t n_segments, n_channels;
-  const T* bias;  // (n_channels) or null
-  const T* mean;  // (n_segments, n_channels) or null
-  T* out;         // (n_segments, n_channels)
+  const T* bias;    // (n_channels) or null
+  const T* mean;    // (n_segments, n_channels) or null
+  T* out;           // (n_segments, n_channels)
+  Acc<T>* partial;  // (n_segments, n_channels) or null: where to put the sums, unrounded, in out's
+                    // stead
 };
 
 // Elements of int64 workspace for any cut of `n_positions` rows into segments.

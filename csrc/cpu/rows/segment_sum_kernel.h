@@ -16,15 +16,17 @@ namespace ds {
 namespace {
 
 constexpr int kBlockSegmentRows = 32;
+constexpr int64_t kStripChannels = 512;  // of a 16-bit result: its float32 sums wait on the stack
 
-// from: what the sums start with, or null for zero.
+// n rows' columns from c on, added to what `from` holds (null: zero). `from` and `out` hold the
+// columns from `base` on.
 template <class T, int V, bool kSquared>
-[[gnu::always_inline]] inline void add_rows(const T* const* rows, int n, int64_t c, const T* mean,
-                                            const T* from, T* out) {
+[[gnu::always_inline]] inline void add_rows(const T* const* rows, int n, int64_t base, int64_t c,
+                                            const T* mean, const Acc<T>* from, Acc<T>* out) {
   Vec<T> sum[V], centre[V];
 #pragma GCC unroll 8
   for (int v = 0; v < V; ++v) {
-    sum[v] = from ? load(from + c + v * kLanes<T>) : Vec<T>{};
+    sum[v] = from ? load(from + c - base + v * kLanes<T>) : Vec<T>{};
     if (kSquared) centre[v] = load(mean + c + v * kLanes<T>);
   }
   for (int i = 0; i < n; ++i) {
@@ -39,54 +41,78 @@ template <class T, int V, bool kSquared>
     }
   }
 #pragma GCC unroll 8
-  for (int v = 0; v < V; ++v) store(out + c + v * kLanes<T>, sum[v]);
+  for (int v = 0; v < V; ++v) store(out + c - base + v * kLanes<T>, sum[v]);
 }
 
 template <class T, bool kSquared>
-void add_block(const T* const* rows, int n, int64_t n_channels, const T* mean, const T* from,
-               T* out) {
+void add_block(const T* const* rows, int n, int64_t begin, int64_t end, const T* mean,
+               const Acc<T>* from, Acc<T>* out) {
   constexpr int64_t kLane = kLanes<T>;
-  int64_t c = 0;
-  for (; c + 8 * kLane <= n_channels; c += 8 * kLane)
-    add_rows<T, 8, kSquared>(rows, n, c, mean, from, out);
-  if (c + 4 * kLane <= n_channels) {
-    add_rows<T, 4, kSquared>(rows, n, c, mean, from, out);
+  int64_t c = begin;
+  for (; c + 8 * kLane <= end; c += 8 * kLane)
+    add_rows<T, 8, kSquared>(rows, n, begin, c, mean, from, out);
+  if (c + 4 * kLane <= end) {
+    add_rows<T, 4, kSquared>(rows, n, begin, c, mean, from, out);
     c += 4 * kLane;
   }
-  if (c + 2 * kLane <= n_channels) {
-    add_rows<T, 2, kSquared>(rows, n, c, mean, from, out);
+  if (c + 2 * kLane <= end) {
+    add_rows<T, 2, kSquared>(rows, n, begin, c, mean, from, out);
     c += 2 * kLane;
   }
-  if (c + kLane <= n_channels) {
-    add_rows<T, 1, kSquared>(rows, n, c, mean, from, out);
+  if (c + kLane <= end) {
+    add_rows<T, 1, kSquared>(rows, n, begin, c, mean, from, out);
     c += kLane;
   }
-  for (; c < n_channels; ++c) {
-    T sum = from ? from[c] : T(0);
-    for (int i = 0; i < n; ++i)
-      sum += kSquared ? (rows[i][c] - mean[c]) * (rows[i][c] - mean[c]) : rows[i][c];
-    out[c] = sum;
+  for (; c < end; ++c) {
+    Acc<T> sum = from ? from[c - begin] : Acc<T>(0);
+    for (int i = 0; i < n; ++i) {
+      const Acc<T> x = widened(rows[i][c]);
+      const Acc<T> deviation = kSquared ? x - widened(mean[c]) : x;
+      sum += kSquared ? deviation * deviation : x;
+    }
+    out[c - begin] = sum;
   }
+}
+
+// Columns [begin, end) of segment s.
+template <class T, bool kSquared, class Index>
+[[gnu::always_inline]] inline void sum_segment(const SegmentSumArgs<T>& a, const Index* index,
+                                               int64_t s, int64_t begin, int64_t end,
+                                               const Acc<T>* from, Acc<T>* out) {
+  const T* mean = kSquared ? a.mean + s * a.n_channels : nullptr;
+  const int64_t last = a.start[s + 1];
+  int64_t j = a.start[s];
+  do {  // once for an empty segment
+    const T* rows[kBlockSegmentRows];
+    const int n = static_cast<int>(last - j < kBlockSegmentRows ? last - j : kBlockSegmentRows);
+    for (int i = 0; i < n; ++i) rows[i] = a.values + (index ? index[j + i] : j + i) * a.n_channels;
+    add_block<T, kSquared>(rows, n, begin, end, mean, from, out);
+    from = out;
+    j += n;
+  } while (j < last);
 }
 
 template <class T, bool kSquared, class Index>
 [[gnu::always_inline]] inline void sum_segments(const SegmentSumArgs<T>& a, const Index* index) {
   for (int64_t s = 0; s < a.n_segments; ++s) {
-    const int64_t end = a.start[s + 1];
-    if (end - a.start[s] > kSegmentChunk) continue;
-    T* out = a.out + s * a.n_channels;
-    const T* from = a.bias;
-    int64_t j = a.start[s];
-    do {  // once for an empty segment
-      const T* rows[kBlockSegmentRows];
-      const int n = static_cast<int>(end - j < kBlockSegmentRows ? end - j : kBlockSegmentRows);
-      for (int i = 0; i < n; ++i)
-        rows[i] = a.values + (index ? index[j + i] : j + i) * a.n_channels;
-      add_block<T, kSquared>(rows, n, a.n_channels, kSquared ? a.mean + s * a.n_channels : nullptr,
-                             from, out);
-      from = out;
-      j += n;
-    } while (j < end);
+    if (a.start[s + 1] - a.start[s] > kSegmentChunk) continue;
+    const int64_t at = s * a.n_channels;
+    if constexpr (kIsHalf<T>) {
+      if (a.partial) {  // a chunk of a long segment: the bias is added with the chunks
+        sum_segment<T, kSquared>(a, index, s, 0, a.n_channels, nullptr, a.partial + at);
+        continue;
+      }
+      float sums[kStripChannels];
+      for (int64_t c = 0; c < a.n_channels; c += kStripChannels) {
+        const int64_t end = a.n_channels - c < kStripChannels ? a.n_channels : c + kStripChannels;
+        if (a.bias) widen_row(a.bias + c, end - c, sums);
+        sum_segment<T, kSquared>(a, index, s, c, end, a.bias ? sums : nullptr, sums);
+        round_row(sums, end - c, a.out + at + c);
+      }
+    } else {
+      T* out = (a.partial ? a.partial : a.out) + at;
+      sum_segment<T, kSquared>(a, index, s, 0, a.n_channels, a.bias, out);
+    }
   }
 }
 

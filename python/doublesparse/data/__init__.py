@@ -1,5 +1,8 @@
-"""Data for sparse networks: pen strokes (`pen`), stroke characters made here (`glyphs`)."""
+"""Data for sparse networks.
 
-from . import glyphs, pen
+Pen strokes (`pen`), stroke characters made here (`glyphs`), point clouds (`voxel`).
+"""
 
-__all__ = ["glyphs", "pen"]
+from . import glyphs, pen, voxel
+
+__all__ = ["glyphs", "pen", "voxel"]

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from ..tensor import SparseTensor
 from ._augment import Augment
 from ._ink import Ink, fit, make_ink
-from ._raster import ENCODINGS, check_encoding, rasterize_ink
+from ._raster import LEVEL, check_encoding, rasterize_ink
 from ._unipen import Character
 
 # As many characters as the reference code looks at to find the largest value of each feature.
@@ -69,12 +69,13 @@ class PenDataset(Dataset):
         characters: what to show; strokes as `upright` gives them (rows down, columns right) or in
             any other orientation, so long as it is the same for all.
         size: extent of the square grid, e.g. `DeepCNet(...).input_size`.
-        encoding: "pen" (1 feature per cell) or "octogram" (9).
+        encoding: "pen" (1 feature per cell), "octogram" (9) or "signature" (7 at level 2).
         scale: longer side of a character in cells; `size / 3` by default.
         augment: random distortions, or None for none.
         classes: the labels, in the order of their numbers; by default those present, sorted.
         feature_scale: divisor of each feature, e.g. `feature_maximum()` of the training set; 1 by
             default.
+        level: highest level of signatures, 0 to 4.
 
     Attributes:
         classes: tuple of labels.
@@ -104,8 +105,10 @@ class PenDataset(Dataset):
         augment: Augment | None = None,
         classes: Sequence[str] | None = None,
         feature_scale: ArrayLike | None = None,
+        level: int = LEVEL,
     ) -> None:
-        check_encoding("PenDataset", encoding)
+        self._n_features = check_encoding("PenDataset", encoding, level)
+        self.level = level
         self.size = check_size("PenDataset", size)
         self.encoding = encoding
         self.scale = check_scale("PenDataset", scale, self.size)
@@ -124,7 +127,7 @@ class PenDataset(Dataset):
         self.feature_scale = self._check_feature_scale(feature_scale)
 
     def _check_feature_scale(self, feature_scale: ArrayLike | None) -> NDArray[np.float32]:
-        n_features = ENCODINGS[self.encoding]
+        n_features = self._n_features
         if feature_scale is None:
             return np.ones(n_features, dtype=np.float32)
         array = np.asarray(feature_scale, dtype=np.float32)
@@ -138,7 +141,7 @@ class PenDataset(Dataset):
     @property
     def n_features(self) -> int:
         """Channels of the samples."""
-        return ENCODINGS[self.encoding]
+        return self._n_features
 
     def __len__(self) -> int:
         """Number of characters."""
@@ -161,8 +164,13 @@ class PenDataset(Dataset):
 
     def rasterize(self, indices: Sequence[int] | NDArray) -> tuple[NDArray, NDArray]:
         """Sites of these characters, int32 (n_sites, 3), position in `indices` first; features."""
-        coords, features = rasterize_ink("PenDataset", self.ink(indices), self.size, self.encoding)
+        coords, features = self._rasterize(self.ink(indices))
         return coords, features / self.feature_scale
+
+    def _rasterize(self, ink: Ink) -> tuple[NDArray, NDArray]:
+        return rasterize_ink(
+            "PenDataset", ink, self.size, self.encoding, self.scale, level=self.level
+        )
 
     def batch(self, indices: Sequence[int] | NDArray) -> tuple[SparseTensor, torch.Tensor]:
         """These characters as one tensor (n, n_features, size, size), and their label numbers."""
@@ -212,7 +220,7 @@ class PenDataset(Dataset):
         n = min(len(self), _N_FOR_MAXIMUM)
         for first in range(0, n, _CHUNK):
             ink = self._ink.take(np.arange(first, min(first + _CHUNK, n)))
-            features = rasterize_ink("PenDataset", ink, self.size, self.encoding)[1]
+            features = self._rasterize(ink)[1]
             largest = np.maximum(largest, np.abs(features).max(axis=0, initial=0.0))
         return np.where(largest > 0, largest, 1.0).astype(np.float32)
 

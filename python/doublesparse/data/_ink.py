@@ -207,7 +207,7 @@ def arc_length(ink: Ink) -> Floats:
     return length
 
 
-def resample(operation: str, ink: Ink, density: float) -> Ink:
+def resample(operation: str, ink: Ink, density: float, most: int = MAX_SAMPLES) -> Ink:
     """Points at equal arc-length steps, linearly interpolated.
 
     A stroke of length L becomes n + 1 points with n = int(0.5 + L / density), from its first to
@@ -218,7 +218,7 @@ def resample(operation: str, ink: Ink, density: float) -> Ink:
     at once, which beats gathering the segments of a whole batch, and rounds each stroke by itself.
 
     Raises:
-        ValueError: more than `MAX_SAMPLES` points would come out.
+        ValueError: more than `most` points would come out.
     """
     if not len(ink.points):
         return ink
@@ -226,9 +226,9 @@ def resample(operation: str, ink: Ink, density: float) -> Ink:
     total = arc[ink.stroke_start[1:] - 1]
     with np.errstate(over="ignore"):
         exact = 0.5 + total / density
-    if not exact.sum() <= MAX_SAMPLES:  # also false for inf
+    if not exact.sum() <= most:  # also false for inf
         raise ValueError(
-            f"{operation}: strokes must give at most {MAX_SAMPLES} steps, got {exact.sum():.3g} "
+            f"{operation}: strokes must give at most {most} steps, got {exact.sum():.3g} "
             f"(total length {total.sum():.3g} in steps of {density:g}); "
             "scale the strokes down or take a larger step"
         )

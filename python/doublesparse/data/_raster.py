@@ -5,35 +5,57 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ._ink import Ink, Ints, resample
+from . import _signature
+from ._ink import MAX_SAMPLES, Ink, Ints, resample
 
+# Highest level of the signature encoding where none is asked for.
+LEVEL = 2
 # Features per cell of each encoding.
-ENCODINGS = {"pen": 1, "octogram": 9}
+ENCODINGS = {"pen": 1, "octogram": 9, "signature": _signature.n_features(LEVEL)}
+# A signature sees the path this far to either side of a point, as a share of the character scale
+# (the reference code's four steps of a twentieth).
+WINDOW = 1 / 5
+# Signatures take memory for every sample, 31 numbers of them at most, several times over.
+_MAX_SIGNATURES = MAX_SAMPLES // 16
 # Step along the pen path, in cells. At 0.1 a path cuts a corner of at most 0.05 cells unseen.
 DENSITY = 0.1
 _N_DIRECTIONS = 8
 
 
-def check_encoding(operation: str, encoding: str) -> None:
-    """Raises NotImplementedError for "signature", ValueError for an unknown name."""
+def check_encoding(operation: str, encoding: str, level: int = LEVEL) -> int:
+    """The number of features per cell; raises TypeError or ValueError for what is not known."""
     if not isinstance(encoding, str):
         raise TypeError(
             f"{operation}: encoding must be a string, got {type(encoding).__name__}; "
-            'use "pen" or "octogram"'
-        )
-    if encoding == "signature":
-        raise NotImplementedError(
-            f'{operation}: encoding "signature" (path signatures) is not implemented; '
-            'use "pen" (1 feature) or "octogram" (9 features)'
+            f"use one of {', '.join(map(repr, ENCODINGS))}"
         )
     if encoding not in ENCODINGS:
         raise ValueError(
-            f'{operation}: encoding must be "pen" or "octogram", got {encoding!r}; use one of these'
+            f"{operation}: encoding must be one of {', '.join(map(repr, ENCODINGS))}, "
+            f"got {encoding!r}; use one of these"
+        )
+    check_level(operation, level)
+    return _signature.n_features(level) if encoding == "signature" else ENCODINGS[encoding]
+
+
+def check_level(operation: str, level: int) -> None:
+    """Raises TypeError or ValueError for a level of signatures that there is not."""
+    if isinstance(level, bool) or not isinstance(level, (int, np.integer)):
+        raise TypeError(f"{operation}: level must be an integer, got {type(level).__name__}; use 2")
+    if not 0 <= level <= _signature.MAX_LEVEL:
+        raise ValueError(
+            f"{operation}: level must be in [0, {_signature.MAX_LEVEL}], got {level}; use 2"
         )
 
 
 def rasterize_ink(
-    operation: str, ink: Ink, size: int, encoding: str, density: float = DENSITY
+    operation: str,
+    ink: Ink,
+    size: int,
+    encoding: str,
+    scale: float,
+    density: float = DENSITY,
+    level: int = LEVEL,
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """Rasterises characters given in cells, 0 at the centre of the grid.
 
@@ -42,8 +64,10 @@ def rasterize_ink(
         ink: the characters.
         size: extent of the square grid; a point x lies in cell int(x + size / 2), clamped to the
             grid.
-        encoding: "pen" or "octogram".
+        encoding: "pen", "octogram" or "signature".
+        scale: the character scale in cells, which decides how far a signature looks.
         density: arc-length step in cells.
+        level: highest level of a signature.
 
     Returns:
         Coordinates int32 (n_sites, 3) with columns [character, row, column], unique, in
@@ -54,7 +78,8 @@ def rasterize_ink(
             f"{operation}: n_characters * size^2 must be below 2^63, got {len(ink)} * {size}^2; "
             "use a smaller grid"
         )
-    path = resample(operation, ink, density)
+    is_signature = encoding == "signature"
+    path = resample(operation, ink, density, _MAX_SIGNATURES if is_signature else MAX_SAMPLES)
     key = path.character_of_point
     for coordinate in path.points.T:
         # The clamp comes before the conversion: a float beyond int64 has no defined integer.
@@ -64,13 +89,19 @@ def rasterize_ink(
     # The pen stays in a cell for about ten steps: sort runs of equal keys, not steps.
     is_first = np.ones(len(key), dtype=bool)
     np.not_equal(key[1:], key[:-1], out=is_first[1:])
-    site_key, site_of_run = _unique(key[is_first])
+    site_key, site_of_run, first_run = _unique(key[is_first])
 
     coords = np.empty((len(site_key), 3), dtype=np.int32)
     rest = site_key // size
     coords[:, 2] = site_key - rest * size
     coords[:, 0] = rest // size
     coords[:, 1] = rest - coords[:, 0] * size
+    if is_signature:
+        window = scale * WINDOW
+        visit = np.flatnonzero(is_first)[first_run]
+        n_steps = max(1, round(window / density))
+        signatures = _signature.around(path, visit, n_steps, window, level)
+        return coords, signatures.astype(np.float32)
     features = np.ones((len(site_key), ENCODINGS[encoding]), dtype=np.float32)
     if encoding == "octogram":
         site_of_point = site_of_run[np.cumsum(is_first) - 1]
@@ -78,15 +109,18 @@ def rasterize_ink(
     return coords, features
 
 
-def _unique(keys: Ints) -> tuple[Ints, Ints]:
-    """Sorted distinct keys and the position of each key among them; np.unique, but faster."""
+def _unique(keys: Ints) -> tuple[Ints, Ints, Ints]:
+    """Sorted distinct keys, the position of each key among them, the first index of each.
+
+    np.unique, but faster.
+    """
     order = np.argsort(keys, kind="stable")
     ordered = keys[order]
     is_new = np.ones(len(keys), dtype=bool)
     np.not_equal(ordered[1:], ordered[:-1], out=is_new[1:])
     position = np.empty(len(keys), dtype=np.int64)
     position[order] = np.cumsum(is_new) - 1
-    return ordered[is_new], position
+    return ordered[is_new], position, order[is_new]
 
 
 def _direction_histogram(path: Ink, site: Ints, n_sites: int) -> NDArray[np.float64]:

@@ -1,12 +1,13 @@
 """Online handwriting: pen strokes in, active sites out (Graham 2013, 2014).
 
-A character is a list of strokes, a stroke a float array (n, 2) of points. `read_unipen` reads
-files, `doublesparse.data.glyphs` draws characters of its own; `rasterize` makes the sites of one
-character, `PenDataset` samples and batches for training, distorted anew each time by `Augment`.
+A character is a list of strokes, a stroke a float array (n, 2) of points. `read_unipen` and
+`read_pot` read files, `doublesparse.data.glyphs` draws characters of its own; `rasterize` makes the
+sites of one character, `PenDataset` samples and batches for training, distorted anew each time by
+`Augment`.
 
 Grid order: column 0 of a stroke becomes the first axis of the grid (rows), column 1 the second.
-Files name x (right) first and y (up) second; `upright` turns one into the other. A network does
-not care, a picture does.
+Files name x (right) first and y (up, or down in .pot files) second; `upright` turns one into the
+other. A network does not care, a picture does.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from . import _signature
 from ._augment import Augment
 from ._dataset import PenBatches, PenDataset, check_scale, check_size
 from ._ink import Floats, Ink, as_stroke, fit, make_ink, resample
-from ._raster import DENSITY, ENCODINGS, check_encoding, rasterize_ink
+from ._pot import read_pot
+from ._raster import DENSITY, ENCODINGS, LEVEL, check_encoding, check_level, rasterize_ink
 from ._unipen import Character, read_unipen
 
 __all__ = [
@@ -35,20 +38,27 @@ __all__ = [
     "load_pendigits",
     "normalize",
     "rasterize",
+    "read_pot",
     "read_unipen",
+    "signature",
     "upright",
 ]
 
 
-def upright(strokes: Sequence[ArrayLike]) -> list[Floats]:
+def upright(strokes: Sequence[ArrayLike], *, y_up: bool = True) -> list[Floats]:
     """Turns points (x right, y up), as tablets and files have them, into grid order (down, right).
+
+    Args:
+        strokes: arrays (n, 2), columns x, y.
+        y_up: False where y points down already, as in .pot files.
 
     Example:
         >>> upright([[[3, 10]]])
         [array([[-10.,   3.]])]
     """
     checked = (as_stroke("upright", stroke) for stroke in strokes)
-    return [np.stack([-stroke[:, 1], stroke[:, 0]], axis=1) for stroke in checked]
+    sign = -1.0 if y_up else 1.0
+    return [np.stack([sign * stroke[:, 1], stroke[:, 0]], axis=1) for stroke in checked]
 
 
 def normalize(strokes: Sequence[ArrayLike], scale: float) -> list[Floats]:
@@ -92,6 +102,33 @@ def constant_speed(stroke: ArrayLike, density: float = DENSITY) -> Floats:
     return resample("constant_speed", ink, _check_density("constant_speed", density)).points
 
 
+def signature(stroke: ArrayLike, level: int = LEVEL) -> Floats:
+    """Iterated integrals of a path (Chen 1957): what the "signature" encoding shows of a window.
+
+    Level k holds 2^k numbers, one for each word of k axes in lexicographic order: the integral
+    over s_1 < ... < s_k of dX_{w_1}(s_1) ... dX_{w_k}(s_k), exact for the polyline through the
+    points. Level 0 is 1, level 1 the displacement; of level 2, half the difference of its middle
+    numbers is the area between the path and its chord.
+
+    Args:
+        stroke: points (n, 2).
+        level: highest level, 0 to 4.
+
+    Returns:
+        float64 (2^(level + 1) - 1,), level after level.
+
+    Example:
+        >>> signature([[0, 0], [2, 0], [2, 1]])
+        array([1. , 2. , 1. , 2. , 2. , 0. , 0.5])
+    """
+    check_level("signature", level)
+    points = as_stroke("signature", stroke)
+    n_steps = max(len(points) - 1, 0)
+    window = np.zeros(1, dtype=np.int64), np.full(1, n_steps, dtype=np.int64)
+    parts = _signature.of_windows(np.diff(points, axis=0), *window, int(level))
+    return np.concatenate(parts, axis=1)[0]
+
+
 def rasterize(
     strokes: Sequence[ArrayLike],
     size: int,
@@ -100,8 +137,9 @@ def rasterize(
     *,
     density: float = DENSITY,
     fitted: bool = True,
+    level: int = LEVEL,
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """Cells that the pen visits, and what it does there (Graham 2014).
+    """Cells that the pen visits, and what it does there (Graham 2013, 2014).
 
     The strokes are normalised to `scale` around the centre of the grid, resampled at steps of
     `density`, and a point x falls into cell int(x + size / 2), clamped to the grid.
@@ -109,13 +147,17 @@ def rasterize(
     Args:
         strokes: arrays (n, 2); column 0 becomes the first coordinate.
         size: extent of the square grid.
-        encoding: "pen", one feature that is 1 at every visited cell; or "octogram", nine
-            features: that one, and a histogram of the directions k pi/4 of the steps that leave
-            the cell (a step between two directions counts for both, by shares that sum to 1).
+        encoding: "pen", one feature that is 1 at every visited cell; "octogram", nine features:
+            that one, and a histogram of the directions k pi/4 of the steps that leave the cell (a
+            step between two directions counts for both, by shares that sum to 1); or
+            "signature", the path's `signature` around the pen's first visit, 2^(level + 1) - 1
+            features of which the first is 1: over a fifth of the scale to either side, cut off at
+            the ends of the stroke, with that fifth as the unit of length.
         scale: longer side of the bounding box in cells; `size / 3` by default.
         density: arc-length step in cells.
         fitted: False takes the strokes as they are: in cells, 0 at the centre of the grid.
-            `scale` is then unused.
+            `scale` then matters to signatures only.
+        level: highest level of the signatures, 0 to 4.
 
     Returns:
         coords int32 (n_sites, 2), unique and in lexicographic order; features float32 (n_sites,
@@ -124,7 +166,6 @@ def rasterize(
     Raises:
         TypeError: arguments of the wrong type.
         ValueError: wrong shapes, ranges, or points that are not finite.
-        NotImplementedError: encoding "signature".
 
     Example:
         >>> coords, features = rasterize([[[0, 0], [0, 3]]], size=9)
@@ -132,15 +173,19 @@ def rasterize(
         [[4, 3], [4, 4], [4, 5], [4, 6]]
         >>> rasterize([[[0, 0], [0, 3]]], size=9, encoding="octogram")[1].sum(axis=0).astype(int)
         array([ 4,  0,  0, 30,  0,  0,  0,  0,  0])
+        >>> rasterize([[[0, 0], [0, 3]]], size=9, encoding="signature")[1][1].round(3)
+        array([1., 0., 2., 0., 0., 0., 2.], dtype=float32)
     """
-    check_encoding("rasterize", encoding)
+    check_encoding("rasterize", encoding, level)
     extent = check_size("rasterize", size)
     character_scale = check_scale("rasterize", scale, extent)
     step = _check_density("rasterize", density)
     ink: Ink = make_ink("rasterize", [strokes])
     if fitted:
         ink = fit(ink, character_scale)
-    coords, features = rasterize_ink("rasterize", ink, extent, encoding, step)
+    coords, features = rasterize_ink(
+        "rasterize", ink, extent, encoding, character_scale, step, level
+    )
     return np.ascontiguousarray(coords[:, 1:]), features
 
 

@@ -70,7 +70,7 @@ _HELP = {
     "levels": "number of pools l; the input is 3 * 2^l cells square",
     "width": "filters k of the first level; level i has (i + 1) k",
     "dropout": "rate of the last level's feature dropout",
-    "encoding": "pen (1 feature) or octogram (9: pen and directions)",
+    "encoding": "pen (1 feature), octogram (9: pen and directions) or signature (7: integrals)",
     "epochs": "passes over the training characters",
     "batch_size": "characters per step",
     "lr": "peak learning rate (AdamW, one cycle)",

@@ -14,6 +14,9 @@ from ._conv import (
     SubmanifoldConv4d,
 )
 from ._convert import ToDense, ToSparse, convert
+from ._fixed import FixedGeometry
+from ._from_minkowski import from_minkowski
+from ._from_spconv import from_spconv
 from ._inverse import SparseInverseConv1d, SparseInverseConv2d, SparseInverseConv3d
 from ._norm import SparseBatchNorm
 from ._pool import (
@@ -28,6 +31,7 @@ from ._pool import (
 )
 
 __all__ = [
+    "FixedGeometry",
     "SparseAvgPool1d",
     "SparseAvgPool2d",
     "SparseAvgPool3d",
@@ -54,4 +58,6 @@ __all__ = [
     "ToDense",
     "ToSparse",
     "convert",
+    "from_minkowski",
+    "from_spconv",
 ]
