@@ -55,7 +55,7 @@ def test_every_layer_is_listed(name, crossover, rng):
         handle.remove()
     report = ds.explain(net, x)
     rows = [(row.name, row.type) for row in report.rows if row.type[0].isupper()]
-    assert rows == called and len(rows) >= 6
+    assert rows == called and len(rows) > 2
     text = str(report)
     assert text == repr(report) and len(text.splitlines()) == len(report.rows) + 4
     assert all(name in text and kind in text for name, kind in called)

@@ -19,7 +19,8 @@ from ._cache import set_cache_limit
 from ._collate import collate
 from ._crossover import set_crossover
 from ._explain import explain
-from ._freeze import Incremental, freeze_ground, thaw
+from ._freeze import freeze_ground, thaw
+from ._incremental import Incremental
 from ._rulebook import Geometry, Rulebook, build_rulebook
 from .sites import Sites
 from .tensor import GroundState, SparseTensor

@@ -18,7 +18,8 @@ from torch import Tensor
 from ._autograd import wanted
 from ._classes import merge
 from ._elementwise import Function, apply, channel_dim, refuse, with_values
-from ._ground import GroundState, memo_of, remembered
+from ._ground import GroundState
+from ._memo import memo_of, remembered
 from ._space_constant import as_sparse, constant_rows
 from ._torch_compat import traced
 from ._union import Rows, add, place, spread_rows, union

@@ -13,7 +13,8 @@ from torch import Tensor
 from . import _crossover, ops
 from ._autograd import Segments, conv, gather_rows, kernel_weight, segment_sum
 from ._geometry import Steps, resolve
-from ._ground import GroundState, memo_of, remembered
+from ._ground import GroundState
+from ._memo import memo_of, remembered
 from ._parameters import c_out_of, check_axes, fits
 from ._precision import autocasting, casts, for_torch, wide
 from ._rulebook import Entry, find, find_inverse

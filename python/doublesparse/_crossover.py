@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import _costs
 from ._geometry import Steps
-from ._ground import memo_of
+from ._memo import memo_of
 from ._rulebook import output_sites
 from ._running import Running
 from .tensor import SparseTensor

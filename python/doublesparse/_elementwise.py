@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._ground import GroundState, remembered
+from ._ground import GroundState
+from ._memo import remembered
 from .tensor import SparseTensor
 
 Function = Callable[..., Any]

@@ -13,7 +13,8 @@ from torch import nn
 from . import _costs, _crossover
 from ._channels_last import ChannelsLast
 from ._convolution import Layer
-from ._ground import GroundState, memo_of
+from ._ground import GroundState
+from ._memo import memo_of
 from ._watch import Watcher, check_arguments, watching
 from .tensor import SparseTensor
 

@@ -1,4 +1,4 @@
-"""Grounds computed once for inference: `freeze_ground`, `thaw`, and `Incremental`."""
+"""Grounds computed once for inference: `freeze_ground` and `thaw`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from ._checks import check_shape
-from ._ground import GroundState, Memo, frozen_models, make_ground, memo_of
+from ._ground import GroundState, make_ground
+from ._memo import Memo, frozen_models, memo_of
 from .sites import Sites
 from .tensor import SparseTensor
 
@@ -22,10 +22,10 @@ M = TypeVar("M", bound=nn.Module)
 _HOLDER = "_doublesparse_frozen"  # in the __dict__ of a frozen model
 
 
-_lock = threading.RLock()  # one thread at a time computes grounds
+lock = threading.RLock()  # one thread at a time computes grounds
 
 
-class _Frozen:
+class Frozen:
     """What a model's frozen grounds start from, and the hooks that keep them true.
 
     Copies of the model are not frozen: the grounds know the parameters by their identity.
@@ -91,7 +91,7 @@ def _descendants(root: GroundState) -> Iterator[GroundState]:
 class _Hook:
     """Belongs to one model; its copies do nothing."""
 
-    def __init__(self, frozen: _Frozen | None = None) -> None:
+    def __init__(self, frozen: Frozen | None = None) -> None:
         self.frozen = frozen
 
     def __reduce__(self) -> Any:
@@ -143,7 +143,7 @@ class _Thaw(_Hook):
 class _Train:
     """Shadows `module.train`: training changes weights, so train(True) of any part thaws."""
 
-    def __init__(self, frozen: _Frozen | None, module: nn.Module, before: Any = None) -> None:
+    def __init__(self, frozen: Frozen | None, module: nn.Module, before: Any = None) -> None:
         self.frozen, self.module = frozen, module
         self.before = before  # what shadowed it already
         if frozen is not None:
@@ -175,7 +175,8 @@ class _Train:
         return _Train, (None, self.module, self.before)
 
 
-def _check_model(operation: str, model: nn.Module) -> None:
+def check_model(operation: str, model: nn.Module) -> None:
+    """Raise TypeError where it is no module, RuntimeError where it or a part is in training."""
     if not isinstance(model, nn.Module):
         raise TypeError(
             f"{operation}: model must be an nn.Module, got {type(model).__name__}; wrap it in one"
@@ -187,8 +188,9 @@ def _check_model(operation: str, model: nn.Module) -> None:
         )
 
 
-def _freeze(model: nn.Module, root: GroundState) -> _Frozen:
-    frozen: _Frozen = model.__dict__.get(_HOLDER) or _Frozen(model)
+def freeze(model: nn.Module, root: GroundState) -> Frozen:
+    """Remember what becomes of a ground, and compute it. `lock` is held."""
+    frozen: Frozen = model.__dict__.get(_HOLDER) or Frozen(model)
     frozen.add(root)
     try:
         with torch.no_grad():  # no active site: what is computed is the ground
@@ -246,7 +248,7 @@ def freeze_ground(model: M, spatial_shape: Sequence[int], ground: Any = 0.0) -> 
         True
         >>> net = ds.thaw(net)
     """
-    _check_model("freeze_ground", model)
+    check_model("freeze_ground", model)
     shape = check_shape(spatial_shape, "freeze_ground")
     channels = ground.shape[-1 if ground.dim() == 1 else 1] if _is_image(ground) else None
     first = next((m for m in model.modules() if hasattr(m, "in_channels")), None)
@@ -264,11 +266,11 @@ def freeze_ground(model: M, spatial_shape: Sequence[int], ground: Any = 0.0) -> 
             "freeze_ground: ground must be a state, got None, which has nothing to compute; "
             "pass a number or a tensor"
         )
-    with _lock:
+    with lock:
         roots = getattr(model.__dict__.get(_HOLDER), "roots", ())
         if not any(_fits(root, state) for root in roots):
             try:
-                _freeze(model, state)
+                freeze(model, state)
             except ValueError as error:
                 raise ValueError(
                     f"freeze_ground: model must take {channels} channels on {shape}, got: {error}; "
@@ -299,130 +301,3 @@ def thaw(model: M) -> M:
     if frozen is not None:
         frozen.remove(model)
     return model
-
-
-class Incremental:
-    """Exact inference on frames that differ from a background in few places.
-
-    The background is a ground state: what every layer makes of it is computed once, and a frame
-    costs as much as the places where it differs. The answer is the dense network's, not an
-    approximation.
-
-        >>> import torch, doublesparse as ds
-        >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU()).eval()
-        >>> background = torch.rand(1, 1, 32, 32)
-        >>> step = ds.Incremental(net, background)
-        >>> frame = background.clone()
-        >>> frame[0, 0, 5, 6] = 2.0
-        >>> torch.allclose(step(frame), net(frame), atol=1e-6)
-        True
-
-    Args:
-        model: in evaluation mode whenever it is called. It may be trained meanwhile, or load
-            weights: the background is then computed again.
-        background: (1, C, *spatial), the dtype of the model.
-
-    Raises:
-        TypeError: no nn.Module, no floating-point tensor.
-        ValueError: a background of another shape, or NaN or infinity in it.
-        RuntimeError: the model is in training mode.
-    """
-
-    def __init__(self, model: nn.Module, background: Tensor) -> None:
-        _check_model("Incremental", model)
-        self.model = model
-        self.set_background(background)
-
-    def set_background(self, background: Tensor) -> None:
-        """Start from another background, e.g. when the light has changed."""
-        if not isinstance(background, Tensor) or not background.is_floating_point():
-            kind = background.dtype if isinstance(background, Tensor) else type(background).__name__
-            raise TypeError(
-                f"Incremental: background must be a floating-point Tensor, got {kind}; "
-                "use .float()"
-            )
-        if background.dim() < 3 or background.shape[0] != 1:
-            raise ValueError(
-                f"Incremental: background must have shape (1, C, *spatial), got "
-                f"{tuple(background.shape)}; add a batch dimension with [None]"
-            )
-        with _lock:
-            self._start(background.detach().clone())
-
-    def _start(self, background: Tensor) -> GroundState:
-        """Compute a background's responses, and only then forget those of the one before."""
-        _check_model("Incremental", self.model)
-        b, shape = background, tuple(background.shape[2:])
-        root = make_ground(b, b.shape[1], 1, shape, b.dtype, b.device, "Incremental")
-        assert root is not None
-        frozen = _freeze(self.model, root)
-        old, self.background = (self._frozen, self._root), background
-        self._frozen, self._root = frozen, root
-        self._forget(*old)
-        return root
-
-    def _ground(self) -> GroundState:
-        """The background's ground state, computed again where it was thawed."""
-        with _lock:
-            if self._root is None or self._root.memo is None:
-                return self._start(self.background)
-            return self._root
-
-    _root: GroundState | None = None
-    _frozen: _Frozen | None = None
-
-    def _forget(self, frozen: _Frozen | None, root: GroundState | None) -> None:
-        if frozen is None or root is None:
-            return
-        frozen.drop(root)
-        if not frozen.roots:
-            frozen.remove(self.model)
-
-    def changes(self, frame: Tensor) -> SparseTensor:
-        """The frame as a SparseTensor whose active sites differ from the background."""
-        b = self.background
-        if not isinstance(frame, Tensor) or frame.dtype != b.dtype:
-            kind = frame.dtype if isinstance(frame, Tensor) else type(frame).__name__
-            raise TypeError(
-                f"Incremental: frame must be a Tensor of {b.dtype} like the background, got {kind};"
-                " convert it"
-            )
-        if frame.shape[1:] != b.shape[1:]:
-            raise ValueError(
-                f"Incremental: frame must have shape (B, *{tuple(b.shape[1:])}) like the "
-                f"background, got {tuple(frame.shape)}; resize it or set another background"
-            )
-        return SparseTensor.from_dense(frame, ground=self._ground())
-
-    def __call__(self, frame: Tensor) -> Any:
-        """The model's answer to a frame, dense.
-
-        Args:
-            frame: (B, C, *spatial): any number of frames on the same background.
-
-        Returns:
-            what the model returns for the dense frame; no gradient.
-
-        Raises:
-            TypeError: no tensor of the background's dtype.
-            ValueError: another shape.
-            RuntimeError: the model is in training mode.
-        """
-        _check_model("Incremental", self.model)
-        with torch.no_grad():
-            out = self.model(self.changes(frame))
-        return pytree.tree_map(_densify, out, is_leaf=lambda o: isinstance(o, SparseTensor))
-
-    def release(self) -> None:
-        """Forget the background's responses; the next frame computes them again."""
-        old = (self._frozen, self._root)
-        self._frozen = self._root = None
-        self._forget(*old)
-
-    def __del__(self) -> None:
-        if "model" in self.__dict__:  # not where the constructor refused it
-            self.release()
-
-
-def _densify(value: Any) -> Any:
-    return value.to_dense() if isinstance(value, SparseTensor) else value

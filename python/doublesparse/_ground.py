@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,11 +15,9 @@ from torch import Tensor
 from . import _cache
 from ._autograd import gather_rows
 from ._classes import AxisClasses, flat_taps, uniform_axes
-from ._running import Running
+from ._memo import Memo
 from ._torch_compat import from_numpy, traced, untraced
 from .sites import Sites
-
-T = TypeVar("T")
 
 _ONES = [(1,) * (1 + n) + (-1,) for n in range(5)]
 MAX_ROWS = 2**31 - 8  # class rows are numbered by int32, and tables code row g as -2 - g
@@ -257,65 +255,6 @@ def _all_rows(axes: tuple[AxisClasses, ...], batch_size: int, per_sample: bool) 
 
 _SMALL = 1 << 20  # cells of a grid whose class rows are remembered
 _cell_rows = lru_cache(maxsize=32)(_all_rows)
-
-
-# ------------------------------------------------------------------ frozen
-_MEMO_SIZE = 64  # responses of one ground: layers that read it, not frames
-
-
-class Memo(dict[Hashable, tuple[Any, Any]]):
-    """What layers made of one frozen ground.
-
-    Attributes:
-        owner: whose layers those are. Only while its forward runs is anything remembered: a
-            result may go on into layers that nobody froze.
-    """
-
-    __slots__ = ("owner",)
-
-    def __init__(self, owner: object) -> None:
-        super().__init__()
-        self.owner = owner
-
-
-frozen_models = Running()  # the owners
-
-
-def memo_of(ground: GroundState | None) -> Memo | None:
-    """What is remembered of a ground, here and now; None where it is not frozen."""
-    memo = None if ground is None else ground.memo
-    if memo is None or torch.is_grad_enabled() or not frozen_models.has(memo.owner):
-        return None
-    return memo
-
-
-def remembered(
-    ground: GroundState, key: Hashable, held: tuple[Any, ...], make: Callable[[], T]
-) -> T:
-    """`make()`, or what it gave the last time where the ground is frozen.
-
-    A frozen ground knows what became of it in every layer, and what becomes of that is frozen too:
-    a second pass through the network finds all of it. Only where no gradient is recorded.
-
-    Args:
-        ground: frozen or not.
-        key: the operation and its arguments that are no tensors.
-        held: parameters and other grounds that the result depends on, known by their identity.
-        make: computes the result.
-    """
-    memo = memo_of(ground)
-    if memo is None or traced(ground.values):
-        return make()
-    whole = (key, *map(id, held))
-    found = memo.get(whole)
-    if found is None:
-        value = make()
-        if value is ground or len(memo) >= _MEMO_SIZE:
-            return value
-        if isinstance(value, GroundState) and value.memo is None:
-            value.memo = Memo(memo.owner)
-        found = memo.setdefault(whole, (value, held))  # held: so that no other object gets that id
-    return cast("T", found[0])
 
 
 # ------------------------------------------------------------------ from what the user gives

@@ -18,7 +18,8 @@ from torch import Tensor
 from . import _cache
 from ._autograd import gather_rows
 from ._classes import PAD, Array, AxisClasses, flat_taps, join_taps, unique_rows
-from ._ground import MAX_ROWS, GroundState, remembered
+from ._ground import MAX_ROWS, GroundState
+from ._memo import remembered
 from ._regather import read_rows, table_sites
 from .sites import Sites
 from .tensor import SparseTensor

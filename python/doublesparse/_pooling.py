@@ -13,7 +13,8 @@ from ._autograd_windows import window_max, window_sum
 from ._classes import ABSENT, AxisClasses
 from ._convolution import run_dense
 from ._geometry import Steps, per_axis, resolve
-from ._ground import GroundState, remembered
+from ._ground import GroundState
+from ._memo import remembered
 from ._parameters import check_axes, check_dtype
 from ._rulebook import find
 from ._torch_compat import untraced

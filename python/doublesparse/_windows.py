@@ -19,7 +19,8 @@ from ._autograd import Segments
 from ._autograd_windows import Table
 from ._classes import Array, AxisClasses, flat_taps
 from ._geometry import Steps
-from ._ground import MAX_ROWS, GroundState, memo_of, remembered
+from ._ground import MAX_ROWS, GroundState
+from ._memo import memo_of, remembered
 from ._rulebook import Entry
 from ._torch_compat import untraced
 from .sites import Sites

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ._autograd import merge_repeats, scatter_rows
 from ._checks import check_duplicates, check_features, check_shape, repeated
-from ._ground import GroundState, differs, make_ground, remembered
+from ._ground import GroundState, differs, make_ground
+from ._memo import remembered
 from ._torch_compat import function_name
 from .sites import Sites
 

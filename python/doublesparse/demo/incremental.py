@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .._explain import explain
-from .._freeze import Incremental
+from .._incremental import Incremental
 from ..bench import interleave, paired_ratio
 from ._networks import ResNet18, UNet
 from ._show import BLUE, GREEN, ORANGE, Table, new_figure, positive, save, say, tables
