@@ -62,7 +62,7 @@ _MACHINES = {"baseline": _BASELINE, "avx2": _AVX2, "avx512": _AVX512, "amx": _AV
 
 @cache
 def machine(dtype: torch.dtype) -> Machine:
-    """The costs on the instruction set in use; 16-bit values are multiplied as float32 but by AMX."""
+    """The costs on the instruction set in use; but for AMX, 16-bit values count as float32."""
     isa = _C.isa_chosen()
     if isa == "amx" and dtype == torch.bfloat16:
         return _AMX
