@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from ._autograd import wanted
-from ._classes import merge
 from ._elementwise import Function, apply, channel_dim, refuse, with_values
-from ._ground import GroundState
+from ._ground import GroundState, refinement
 from ._memo import memo_of, remembered
 from ._space_constant import as_sparse, constant_rows
 from ._torch_compat import traced
@@ -30,11 +29,8 @@ from .tensor import SparseTensor
 # ------------------------------------------------------------------ classes
 def _common_grounds(grounds: Sequence[GroundState]) -> tuple[list[Tensor], Any]:
     """Values of all grounds on common class maps: shapes that agree but for the channels."""
-    merged = [merge(maps) for maps in zip(*(g.axes for g in grounds), strict=True)]
-    axes = tuple(m[0] for m in merged)
-    values = []
-    for i, ground in enumerate(grounds):
-        values.append(ground.index(axes, [reads[i] for _, reads in merged]).values)
+    axes, rows = refinement(tuple(g.axes for g in grounds))
+    values = [ground.index(axes, r).values for ground, r in zip(grounds, rows, strict=True)]
     n_samples = max(v.shape[0] for v in values)
     shape = (n_samples, *(a.n_classes for a in axes))
     return [v.expand(*shape, v.shape[-1]) for v in values], axes

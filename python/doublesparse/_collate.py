@@ -11,7 +11,7 @@ from torch.utils.data import default_collate
 
 from . import _classes, _torch_compat
 from ._classes import AxisClasses
-from ._ground import GroundState
+from ._ground import GroundState, refinement
 from .sites import Sites
 from .tensor import SparseTensor
 
@@ -96,12 +96,11 @@ def _collate_grounds(batch: Sequence[SparseTensor]) -> GroundState | None:
         return common
     # a saturated sample's ground is arbitrary; it has rows only to keep the numbering
     states = [(common if x.sites.is_full else x.ground, x.batch_size) for x in batch]
-    merged = [_classes.merge(maps) for maps in zip(*(s.axes for s, _ in states if s), strict=True)]
-    axes = tuple(m[0] for m in merged)
+    axes, refined = refinement(tuple(s.axes for s, _ in states if s))
     values = []
-    for i, (state, size) in enumerate(states):
+    for (state, size), classes in zip(states, refined, strict=True):
         assert state is not None
-        rows = state.index(axes, [m[1][i] for m in merged]).values
+        rows = state.index(axes, classes).values
         if state.is_zero:
             rows = rows.expand(-1, *(a.n_classes for a in axes), -1)
         values.append(rows[:1].expand(size, *rows.shape[1:]) if len(rows) != size else rows)

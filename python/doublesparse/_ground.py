@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import _cache
 from ._autograd import gather_rows
-from ._classes import AxisClasses, flat_taps, uniform_axes
+from ._classes import AxisClasses, flat_taps, merge, uniform_axes
 from ._memo import Memo
 from ._torch_compat import from_numpy, traced, untraced
 from .sites import Sites
@@ -191,16 +191,20 @@ class GroundState:
             _cache.put(sites, key, found, 8 * found.numel())
         return found
 
-    def index(self, axes: tuple[AxisClasses, ...], reads: Sequence[np.ndarray]) -> GroundState:
-        """Other class maps: class c of new axis a holds what class reads[a][c] holds here."""
+    def index(self, axes: tuple[AxisClasses, ...], rows: Tensor) -> GroundState:
+        """Other class maps: class row r of them holds what class row rows[r] holds here.
+
+        Args:
+            axes: the maps.
+            rows: int32, one per class row of one sample; see `refinement`.
+        """
         if self.is_zero or axes == self.axes:
             return self
-        ids = np.arange(math.prod(a.n_classes for a in axes))
-        flat = flat_taps([r[:, None] for r in reads], self.n_classes, ids)[:, 0]
         n_samples = self.values.shape[0]
         if n_samples != 1:
-            flat = np.arange(n_samples, dtype=np.int32)[:, None] * self.n_rows + flat
-        values = gather_rows(self.rows, from_numpy(np.ascontiguousarray(flat.reshape(-1))))
+            first = torch.arange(n_samples, dtype=torch.int32)[:, None] * self.n_rows
+            rows = (first + rows).view(-1)
+        values = gather_rows(self.rows, rows)
         return GroundState._of(
             values.view(n_samples, *(a.n_classes for a in axes), self.channels), axes
         )
@@ -252,6 +256,35 @@ def _all_rows(axes: tuple[AxisClasses, ...], batch_size: int, per_sample: bool) 
     sample = np.arange(batch_size, dtype=np.int32) * np.int32(n_rows * per_sample)
     return from_numpy((sample[:, None] + ids).reshape(-1))
 
+
+def refinement(maps: tuple[tuple[AxisClasses, ...], ...]) -> tuple[Any, tuple[Tensor, ...]]:
+    """The common refinement of the class maps of several grounds; small ones are remembered.
+
+    Returns:
+        its maps, and for each ground the class row that every class row of them has in it: int32,
+        empty where the ground has these very maps.
+    """
+    short = sum(len(axis.starts) for axes in maps for axis in axes) <= 1024
+    return (_known_refinement if short else _refinement)(maps)
+
+
+@untraced
+def _refinement(maps: tuple[tuple[AxisClasses, ...], ...]) -> tuple[Any, tuple[Tensor, ...]]:
+    merged = [merge(sides) for sides in zip(*maps, strict=True)]
+    axes = tuple(m[0] for m in merged)
+    ids = np.arange(math.prod(axis.n_classes for axis in axes))
+    rows = []
+    for i, old in enumerate(maps):
+        if axes == old:
+            rows.append(torch.empty(0, dtype=torch.int32))
+            continue
+        reads = [m[1][i][:, None] for m in merged]
+        flat = flat_taps(reads, tuple(axis.n_classes for axis in old), ids)[:, 0]
+        rows.append(torch.from_numpy(np.ascontiguousarray(flat.astype(np.int32, copy=False))))
+    return axes, tuple(rows)
+
+
+_known_refinement = lru_cache(maxsize=256)(_refinement)
 
 _SMALL = 1 << 20  # cells of a grid whose class rows are remembered
 _cell_rows = lru_cache(maxsize=32)(_all_rows)
