@@ -8,12 +8,12 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from doublesparse.demo._networks import ResNet18, UNet, randomized
 from torch import nn
 
 import doublesparse as ds
 import workloads
 from doublesparse.bench import milliseconds, paired_ratio
+from doublesparse.demo._networks import ResNet18, UNet
 from report import Report
 
 Duel = Callable[..., dict[str, list[float]]]
@@ -31,6 +31,16 @@ def vgg16() -> nn.Sequential:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(7), nn.Flatten(), nn.Linear(512 * 49, 100))
 
 
+def randomized(model: nn.Module) -> nn.Module:
+    """In evaluation mode, with batch norms that change something."""
+    generator = torch.Generator().manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for values in (module.bias.data, module.running_mean):
+                values.normal_(0.0, 0.1, generator=generator)
+    return model.eval()
+
+
 def drawing(size: int, share: float) -> torch.Tensor:
     """Pen strokes in one image (1, 3, size, size), until `share` of its pixels are set."""
     rng, image = np.random.default_rng(0), np.zeros((size, size), np.float32)
@@ -45,7 +55,7 @@ def drawing(size: int, share: float) -> torch.Tensor:
             image[row : row + 2, column : column + 2] = 1.0
             if np.count_nonzero(image) >= share * image.size:
                 break
-    return torch.from_numpy(image).expand(1, 3, size, size).contiguous()
+    return torch.from_numpy(image).repeat(1, 3, 1, 1)
 
 
 def best_dense(model: nn.Module, image: torch.Tensor) -> dict[str, Callable[[], object]]:

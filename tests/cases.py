@@ -8,123 +8,21 @@ forward, malformed input, determinism over thread counts, every instruction set,
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 from itertools import product
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 import oracle
-from inputs import (
-    grid_plan,
-    numbers,
-    random_plan,
-    random_segments,
-    random_table,
-    site_set,
-)
+from inputs import grid_plan, numbers, random_plan, random_segments, random_table, site_set
+from op_case import LISTS, OpCase, Rng, Sample, arrays, check, to_numpy
+from row_cases import ROW_CASES
 
-Rng = np.random.Generator
+__all__ = ["LISTS", "OP_CASES", "OpCase", "Rng", "Sample", "arrays", "check", "to_numpy"]
+
 WIDTHS = ((1, 1), (1, 64), (2, 32), (3, 8), (4, 5), (5, 4), (7, 1), (8, 16), (16, 17), (17, 3))
-LISTS = ("src_rows", "dst_rows", "offset_start")
 WIDTHS += ((31, 33), (32, 32), (33, 15), (48, 2), (64, 64))
-
-
-@dataclass
-class Sample:
-    """Arguments by name, in the operator's order."""
-
-    args: dict[str, Any]
-    integers: bool = True
-    note: str = ""
-
-    def call(self, ops, name: str) -> tuple:
-        """Run the operator; a rulebook's three lists travel as one `Pairs` where it takes it."""
-        op = getattr(ops, name)
-        wanted, args = inspect.signature(op).parameters, dict(self.args)
-        if "pairs" in wanted:
-            args["pairs"] = ops.Pairs(*[args.pop(n) for n in LISTS])
-        out = op(**args)
-        if isinstance(out, ops.Pairs):
-            return tuple(getattr(out, n) for n in LISTS)
-        return out if isinstance(out, tuple) else (out,)
-
-
-@dataclass(frozen=True)
-class OpCase:
-    """`samples(rng, dtype, integers)` draws arguments; `oracle(**arrays)` gives the outputs.
-
-    Float arguments reach the oracle as longdouble. `indices`: outputs are integers or selected
-    values, equal in every number type. Otherwise the operator is multilinear in its float
-    arguments, so the oracle on absolute values and on ones gives the two sums of the error bound;
-    `terms` says them where it is not. `typed`: has float arguments at all.
-    """
-
-    name: str
-    samples: Callable[[Rng, torch.dtype, bool], Iterable[Sample]]
-    oracle: Callable[..., tuple[np.ndarray, ...]]
-    large: Callable[[Rng, torch.dtype], Sample]
-    indices: bool = False
-    typed: bool = True
-    terms: Callable[..., tuple[np.ndarray, np.ndarray]] | None = None
-
-    @property
-    def dtypes(self) -> tuple[torch.dtype, ...]:
-        floats = (torch.float32, torch.float64, *oracle.HALF)
-        return floats if self.typed else (torch.float32,)
-
-
-def to_numpy(value: Any) -> Any:
-    if not isinstance(value, Tensor):
-        return value
-    if value.dtype in oracle.HALF:  # numpy has no bfloat16
-        value = value.double()
-    return value.numpy().astype(np.longdouble) if value.is_floating_point() else value.numpy()
-
-
-def arrays(args: dict[str, Any], f: Callable[[np.ndarray], np.ndarray] = lambda a: a) -> dict:
-    out = {}
-    for name, value in args.items():
-        array = to_numpy(value)
-        is_float = isinstance(value, Tensor) and value.is_floating_point()
-        out[name] = f(array) if is_float else array
-    return out
-
-
-def check(case: OpCase, sample: Sample, ops) -> bool:
-    """Outputs against the oracle; True if the oracle's answer was not all zero or empty."""
-    got = sample.call(ops, case.name)
-    want = case.oracle(**arrays(sample.args))
-    assert len(got) == len(want), f"{case.name}: {len(got)} outputs, expected {len(want)}"
-    proof = False
-    for number, (y, truth) in enumerate(zip(got, want)):
-        where = f"{case.name} output {number} of {sample.note}"
-        assert tuple(y.shape) == truth.shape, f"{where}: shape {tuple(y.shape)} != {truth.shape}"
-        proof |= bool(truth.size) and bool((truth != 0).any())
-        if case.indices or sample.integers:
-            same = np.asarray(to_numpy(y).astype(truth.dtype))
-            if y.dtype in oracle.HALF:  # an exact sum, rounded once
-                truth = to_numpy(torch.from_numpy(truth.astype(np.float64)).to(y.dtype))
-            assert np.array_equal(same, truth, equal_nan=truth.dtype.kind == "f"), where
-            continue
-        if case.terms is None:
-            n_terms = case.oracle(**arrays(sample.args, np.ones_like))[number]
-            magnitude = case.oracle(**arrays(sample.args, np.abs))[number]
-        else:
-            n_terms, magnitude = case.terms(**arrays(sample.args))
-        u = oracle.unit_roundoff(y.dtype)
-        u_acc = oracle.unit_roundoff(oracle.acc_dtype(y.dtype))
-        error = np.abs(to_numpy(y) - truth)
-        # rounding is relative down to the smallest normal number, absolute below
-        rounding = u * np.maximum(np.abs(truth), torch.finfo(y.dtype).tiny)
-        allowed = 2 * (n_terms + 2) * u_acc * magnitude + rounding
-        worst = float((error - allowed).max()) if error.size else 0.0
-        assert worst <= 0, f"{where}: {worst} beyond the bound"
-    return proof
 
 
 # ------------------------------------------------------------------ geometry: pairs, sites, keys
@@ -332,6 +230,15 @@ def ground_taps_oracle(table, n_class_rows):
     )
 
 
+def every_tap_oracle(table, n_class_rows):
+    """Row k * n_class_rows + g of u where offset k reads class row g."""
+    start, u_rows = [0], []
+    for row in table:
+        u_rows += [k * n_class_rows - 2 - g for k, g in enumerate(row.tolist()) if g <= -2]
+        start.append(len(u_rows))
+    return np.array(start, np.int64), np.array(u_rows, np.int32)
+
+
 def ground_taps_large(rng: Rng, dtype: torch.dtype) -> Sample:
     return Sample(dict(table=random_table(rng, 5000, 9, 3000, 20), n_class_rows=20))
 
@@ -489,155 +396,6 @@ def weight_grad_large(rng: Rng, dtype) -> Sample:
     return with_dy(sample, rng, dtype, ("weight",))
 
 
-# ------------------------------------------------------------------ sums over segments
-def segment_sum_samples(rng: Rng, dtype, integers: bool) -> Iterable[Sample]:
-    shapes = ((60, 5, 7), (20, 1, 3), (300, 17, 2), (4, 64, 9), (0, 3, 4), (9, 33, 0))
-    for (n, c, s), with_rows, with_bias in product(shapes, (False, True), (False, True)):
-        m = 2 * n if with_rows else n
-        args = dict(values=numbers(rng, (n, c), dtype, integers), rows=None)
-        if with_rows:
-            kind = np.int64 if c % 2 else np.int32
-            args["rows"] = torch.from_numpy(rng.integers(0, max(n, 1), m).astype(kind))
-        args["start"] = random_segments(rng, m, s)
-        if with_bias:
-            args["bias"] = numbers(rng, (c,), dtype, integers)
-        yield Sample(args, integers, f"{n} {c} {s} rows={with_rows} bias={with_bias}")
-
-
-def segment_sum_oracle(values, rows, start, bias=None):
-    out = np.zeros((len(start) - 1, values.shape[1]), np.longdouble)
-    if bias is not None:
-        out += bias
-    for s in range(len(start) - 1):
-        at = np.arange(start[s], start[s + 1])
-        out[s] += values[at if rows is None else rows[at]].sum(0)
-    return (out,)
-
-
-def segment_sum_large(rng: Rng, dtype) -> Sample:
-    values = numbers(rng, (30000, 9), dtype, False)
-    return Sample(dict(values=values, rows=None, start=random_segments(rng, 30000, 3)), False)
-
-
-def segment_sum_sq_samples(rng: Rng, dtype, integers: bool) -> Iterable[Sample]:
-    for n, c, s in ((60, 5, 7), (300, 17, 2), (4, 64, 9), (0, 3, 4)):
-        values = numbers(rng, (n, c), dtype, integers)
-        mean = numbers(rng, (s, c), dtype, integers)
-        start = random_segments(rng, n, s)
-        yield Sample(dict(values=values, start=start, mean=mean), integers, f"{n} {c} {s}")
-
-
-def segment_sum_sq_oracle(values, start, mean):
-    out = np.zeros((len(start) - 1, values.shape[1]), np.longdouble)
-    for s in range(len(start) - 1):
-        out[s] = ((values[start[s] : start[s + 1]] - mean[s]) ** 2).sum(0)
-    return (out,)
-
-
-def segment_sum_sq_terms(values, start, mean):
-    # a difference, a product of it with itself: two roundings more than a product has, so 2 terms
-    n_terms = np.diff(start)[:, None] + 2 + 0 * mean
-    return n_terms, segment_sum_sq_oracle(values, start, mean)[0]
-
-
-def segment_sum_sq_large(rng: Rng, dtype) -> Sample:
-    values = numbers(rng, (30000, 9), dtype, False)
-    start = random_segments(rng, 30000, 3)
-    return Sample(dict(values=values, start=start, mean=numbers(rng, (3, 9), dtype, False)), False)
-
-
-# ------------------------------------------------------------------ pooling over windows
-TABLES = ((40, 9, 25, 4), (30, 4, 12, 1), (7, 27, 9, 5), (11, 8, 6, 0), (6, 3, 0, 4), (0, 4, 5, 2))
-
-
-def window_inputs(rng: Rng, dtype, integers: bool, sizes, c: int) -> dict:
-    n_out, n_offsets, n_active, n_ground = sizes
-    ground = numbers(rng, (n_ground, c), dtype, integers) if n_ground else None
-    return dict(
-        x=numbers(rng, (n_active, c), dtype, integers) - 5 * integers,  # all negative: no 0 may win
-        ground_rows=ground,
-        table=random_table(rng, n_out, n_offsets, n_active, n_ground),
-    )
-
-
-def window_samples(rng: Rng, dtype, integers: bool) -> Iterable[Sample]:
-    for sizes, c in product(TABLES, (1, 3, 16, 33)):
-        args = window_inputs(rng, dtype, integers, sizes, c)
-        yield Sample(args, integers, f"{sizes} channels={c}")
-
-
-def max_samples(rng: Rng, dtype, integers: bool) -> Iterable[Sample]:
-    yield from window_samples(rng, dtype, integers)
-    for c in (1, 16):  # NaN wins, -inf is a value, +0 and -0 tie
-        args = window_inputs(rng, dtype, integers, (40, 9, 25, 4), c)
-        x = args["x"]
-        x[torch.from_numpy(rng.random(tuple(x.shape)) < 0.1)] = float("nan")
-        x[torch.from_numpy(rng.random(tuple(x.shape)) < 0.2)] = -float("inf")
-        yield Sample(args, integers, f"nan and inf, channels={c}")
-
-
-def tap_value(row: int, x, ground_rows):
-    return x[row] if row >= 0 else ground_rows[-2 - row]
-
-
-def window_max_oracle(x, ground_rows, table):
-    y = np.full((len(table), x.shape[1]), -np.inf, np.longdouble)
-    arg = np.full(y.shape, -1, np.int32)
-    for o, taps in enumerate(table):
-        for k, row in enumerate(taps):
-            if row == -1:
-                continue
-            value = tap_value(row, x, ground_rows)
-            wins = (arg[o] < 0) | (value > y[o]) | (np.isnan(value) & ~np.isnan(y[o]))
-            y[o], arg[o] = np.where(wins, value, y[o]), np.where(wins, k, arg[o])
-    return y, arg
-
-
-def window_sum_oracle(x, ground_rows, table):
-    y = np.zeros((len(table), x.shape[1]), np.longdouble)
-    for o, taps in enumerate(table):
-        for row in taps:
-            if row != -1:
-                y[o] += tap_value(row, x, ground_rows)
-    return (y,)
-
-
-def window_large(rng: Rng, dtype) -> Sample:
-    return Sample(window_inputs(rng, dtype, False, (5000, 9, 4000, 7), 20), False)
-
-
-def max_grad_sample(rng: Rng, dtype, integers: bool, sizes, c: int) -> Sample:
-    n_rows = sizes[2]
-    table = random_table(rng, *sizes)
-    arg = rng.integers(-1, table.shape[1], (len(table), c)).astype(np.int32)
-    flat = table.numpy().flatten()
-    order = np.argsort(flat, kind="stable")
-    index = order[np.searchsorted(flat[order], 0) :].astype(np.int64)
-    start = np.searchsorted(flat[index], np.arange(n_rows + 1)).astype(np.int64)
-    grads = dict(dy=numbers(rng, (len(table), c), dtype, integers), arg=torch.from_numpy(arg))
-    grads |= dict(start=torch.from_numpy(start), index=torch.from_numpy(index))
-    note = f"{sizes} channels={c}"
-    return Sample(dict(**grads, K=table.shape[1], n_rows=n_rows), integers, note)
-
-
-def max_grad_samples(rng: Rng, dtype, integers: bool) -> Iterable[Sample]:
-    for sizes, c in product(TABLES, (1, 3, 16)):
-        yield max_grad_sample(rng, dtype, integers, sizes, c)
-
-
-def max_grad_oracle(dy, arg, start, index, K, n_rows):  # noqa: N803 (the operator's own name)
-    dx = np.zeros((n_rows, dy.shape[1]), np.longdouble)
-    for v in range(n_rows):
-        for j in index[start[v] : start[v + 1]]:
-            o, k = divmod(int(j), K)
-            dx[v] += np.where(arg[o] == k, dy[o], 0)
-    return (dx,)
-
-
-def max_grad_large(rng: Rng, dtype) -> Sample:
-    return max_grad_sample(rng, dtype, False, (3000, 9, 1500, 7), 20)
-
-
 OP_CASES = [
     OpCase(
         "build_pairs",
@@ -680,6 +438,14 @@ OP_CASES = [
         typed=False,
     ),
     OpCase(
+        "every_tap",
+        ground_taps_samples,
+        every_tap_oracle,
+        ground_taps_large,
+        indices=True,
+        typed=False,
+    ),
+    OpCase(
         "invert_rows",
         invert_rows_samples,
         invert_rows_oracle,
@@ -705,31 +471,5 @@ OP_CASES = [
         weight_grad_oracle,
         weight_grad_large,
     ),
-    OpCase(
-        "segment_sum",
-        segment_sum_samples,
-        segment_sum_oracle,
-        segment_sum_large,
-    ),
-    OpCase(
-        "segment_sum_sq",
-        segment_sum_sq_samples,
-        segment_sum_sq_oracle,
-        segment_sum_sq_large,
-        terms=segment_sum_sq_terms,
-    ),
-    OpCase(
-        "window_max",
-        max_samples,
-        window_max_oracle,
-        window_large,
-        indices=True,
-    ),
-    OpCase(
-        "window_max_grad",
-        max_grad_samples,
-        max_grad_oracle,
-        max_grad_large,
-    ),
-    OpCase("window_sum", window_samples, window_sum_oracle, window_large),
+    *ROW_CASES,
 ]

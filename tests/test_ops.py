@@ -18,6 +18,7 @@ import torch
 import cases
 import doublesparse as ds
 from doublesparse import info
+from inputs import random_plan
 
 THREADS = (1, 2, 3, 5, 16)
 ISAS = ("reference", "baseline", "avx2", "avx512", "amx")
@@ -113,3 +114,30 @@ def test_fuzz(case, seed_shift, seed):
     rng = np.random.default_rng(seed + seed_shift)
     for sample in case.samples(rng, torch.float32, True):
         cases.check(case, sample, ds.ops)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize(
+    ("c_in", "c_out", "groups", "n_rows"),
+    [(64, 48, 1, 49), (24, 64, 2, 300), (5, 3, 1, 40), (8, 8, 8, 40), (512, 32, 1, 20)],
+)
+def test_packed_and_channels_last_weights_give_the_same_bits(
+    c_in, c_out, groups, n_rows, transposed, dtype
+):
+    """A weight packed before, by panels or whole, and one whose channels lie together."""
+    rng = np.random.default_rng(0)
+    plan = random_plan(rng, n_rows, n_rows, 9, 0.5)
+    pairs = ds.ops.Pairs(plan.src_rows, plan.dst_rows, plan.offset_start)
+    x = torch.randn(n_rows, c_in, dtype=dtype)
+    shape = (c_in, c_out // groups, 9) if transposed else (c_out, c_in // groups, 9)
+    weight = torch.randn(shape, dtype=dtype)
+    last = weight.transpose(1, 2).contiguous().transpose(1, 2)
+    options = dict(groups=groups, transposed=transposed)
+    y = ds.ops.conv(x, weight, pairs, n_rows, **options)
+    for given in (weight, last):
+        packed = ds.ops.pack_weight(given, groups, transposed)
+        assert torch.equal(y, ds.ops.conv(x, given, pairs, n_rows, **options))
+        assert torch.equal(y, ds.ops.conv(x, given, pairs, n_rows, **options, packed=packed))
+    with pytest.raises(ValueError, match="workspace"):
+        ds.ops.conv(x, weight, pairs, n_rows, **options, packed=packed[:-1])

@@ -47,6 +47,8 @@ SCHEMAS = {
     "gather_rows": "(Tensor values, Tensor rows) -> Tensor",
     "gather_rows_grad": "(Tensor dy, Tensor rows, SymInt n_values) -> Tensor",
     "scatter_rows": "(Tensor rows, Tensor place, SymInt n_out) -> Tensor",
+    "add_rows": "(Tensor a, Tensor? ground_a, Tensor from_a, Tensor b, Tensor? ground_b, "
+    "Tensor from_b, float scale=1.0) -> Tensor",
     "window_max": "(Tensor x, Tensor? ground_rows, Tensor table) -> (Tensor, Tensor)",
     "window_max_grad": "(Tensor dy, Tensor arg, Tensor start, Tensor index, SymInt K, "
     "SymInt n_rows) -> Tensor",
@@ -66,6 +68,7 @@ SCHEMAS = {
     "ground_taps": "(Tensor table, SymInt n_class_rows) -> (Tensor, Tensor, Tensor, Tensor)",
     "every_tap": "(Tensor table, SymInt n_class_rows) -> (Tensor, Tensor)",
     "invert_rows": "(Tensor rows, SymInt n) -> (Tensor, Tensor)",
+    "join_rows": "(Tensor a, Tensor b) -> (Tensor, Tensor, Tensor)",
 }
 """Every operator; arguments are named as in `ops` and `_autograd`."""
 
@@ -124,6 +127,8 @@ _IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
     "gather_rows": _autograd.gather_rows,
     "gather_rows_grad": _autograd.gather_rows_grad,
     "scatter_rows": ops.scatter_rows,
+    "add_rows": ops.add_rows,
+    "join_rows": ops.join_rows,
     "window_max": ops.window_max,
     "window_max_grad": ops.window_max_grad,
     "window_max_rows_grad": _window_max_rows_grad,
@@ -184,6 +189,11 @@ def _build_pairs_shape(
     return rows, torch.empty_like(rows), _int64(query, math.prod(kernel) + 1)
 
 
+def _join_rows_shape(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    n = _new_size()
+    return _int64(a, n), _int32(a, n), _int32(a, n)
+
+
 def _ground_taps_shape(table: Tensor, n_class_rows: int) -> tuple[Tensor, ...]:
     n_out, n_offsets = table.shape
     start, u_start = _int64(table, n_out + 1), _int64(table, n_offsets + 1)
@@ -211,6 +221,7 @@ _SHAPES: dict[str, Callable[..., Any]] = {
     "gather_rows": lambda values, rows: values.new_empty(rows.shape[0], values.shape[1]),
     "gather_rows_grad": lambda dy, rows, n: dy.new_empty(n, dy.shape[1]),
     "scatter_rows": lambda rows, place, n: rows.new_empty(n, rows.shape[1]),
+    "add_rows": lambda a, ground_a, from_a, *b: a.new_empty(from_a.shape[0], a.shape[1]),
     "window_max": _window_max_shape,
     "window_max_grad": lambda dy, arg, start, index, K, n: dy.new_empty(n, dy.shape[1]),
     "window_max_rows_grad": lambda dy, arg, table, n, ground: dy.new_empty(n, dy.shape[1]),
@@ -226,6 +237,7 @@ _SHAPES: dict[str, Callable[..., Any]] = {
         _int64(table, table.shape[0] + 1),
         _int32(table, _new_size()),
     ),
+    "join_rows": _join_rows_shape,
     "invert_rows": lambda rows, n: (_int64(rows, n + 1), _int64(rows, _new_size())),
 }
 

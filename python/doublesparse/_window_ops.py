@@ -178,15 +178,17 @@ def join_rows(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Returns:
         the keys int64 (n,), and for each the row of `a` and of `b` that has it, or -1: int32.
     """
+    if traced(a):
+        return torch.ops.doublesparse.join_rows(a, b)
     try:
         most = len(a) + len(b)
     except TypeError:
         _refuse("join_rows", a=(a, 1), b=(b, 1))
         raise
     keys = torch.empty(most, dtype=torch.int64)
-    rows = torch.empty(2, most, dtype=torch.int32)
-    n = _C.join_rows(a, b, keys, rows[0], rows[1])
-    return keys[:n], rows[0, :n], rows[1, :n]
+    from_a, from_b = (torch.empty(most, dtype=torch.int32) for _ in range(2))
+    n = _C.join_rows(a, b, keys, from_a, from_b)
+    return keys[:n], from_a[:n], from_b[:n]
 
 
 def add_rows(
@@ -209,6 +211,9 @@ def add_rows(
         from_b: as `from_a`.
         scale: of `b`.
     """
+    if traced(a):
+        args = (a, ground_a, from_a, b, ground_b, from_b, scale)
+        return torch.ops.doublesparse.add_rows(*args)
     try:
         y = a.new_empty(len(from_a), a.shape[1])
     except (*_NO_SHAPE, IndexError):

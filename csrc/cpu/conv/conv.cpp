@@ -28,8 +28,9 @@ constexpr int64_t kFewRows = 256;
 template <class T>
 bool packs_by_panel(const ConvArgs<T>& a) {
   const int64_t c_out = a.c_out / a.groups, width = packed_width<T>(c_out);
-  // a last panel with fewer columns might have a kernel, and a width, of its own
-  return a.weight != nullptr && a.n_dst <= kFewRows && c_out > width && c_out % width == 0;
+  // one panel's columns alone must not be few enough for a kernel, and a width, of their own
+  const bool alike = width > kNarrowColumns && c_out % width == 0;
+  return a.weight != nullptr && a.n_dst <= kFewRows && c_out > width && alike;
 }
 
 // The operands of output channels [column, column + c_out) of a group, packed at `w`.

@@ -24,6 +24,8 @@ struct AmxTiles {
       config.row_bytes[i] = 64;
       config.rows[i] = 16;
     }
+    // GCC 12 takes the instruction to read 8 of the 64 bytes: the others must be stored by now.
+    asm volatile("" : : "m"(config));
     _tile_loadconfig(&config);
   }
   void release() const { _tile_release(); }
