@@ -20,7 +20,9 @@ import torch.nn as nn
 
 import cases
 import doublesparse as ds
+from checks import densify
 from inputs import make_input
+from networks import NETWORKS
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 
@@ -252,6 +254,21 @@ def test_the_cache_honours_its_bound(rng):
         assert torch.equal(again.features, answers[1])
     finally:
         ds.set_cache_limit(2**30)
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+@pytest.mark.parametrize("name", NETWORKS)
+def test_inference_mode_leaves_nothing_that_training_trips_over(name, dtype, rng):
+    """What depends on geometry alone is remembered from one to the other."""
+    make, shape, batch = NETWORKS[name]
+    net = make().to(dtype)
+    x = make_input(rng, len(shape), {}, channels=3, shape=shape, batch=batch, dtype=dtype,
+                   integers=False, kind="strokes", ground="channels").sparse(ds)  # fmt: skip
+    for crossover in (None, "auto"):
+        ds.set_crossover(crossover)
+        with torch.inference_mode():
+            net.eval()(x)
+        densify(net.train()(x)).float().sum().backward()
 
 
 def test_results_do_not_alias_arguments(rng):

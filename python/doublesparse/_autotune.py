@@ -134,6 +134,7 @@ def autotune(model: M, x: SparseTensor | None, budget: float = 10.0) -> M:
     Args:
         model: any network; it runs as it is, without gradients. Buffers are left as they were.
         x: an input like those to come, with their share of active sites; None forgets the table.
+            Layers behind one that fills up are met full, so only their dense times are measured.
         budget: seconds. Layers that are met later than that stay as predicted.
 
     Returns:

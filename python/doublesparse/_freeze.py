@@ -220,7 +220,7 @@ def freeze_ground(model: M, spatial_shape: Sequence[int], ground: Any = 0.0) -> 
     Parameters must not change meanwhile. `model.train()` and `load_state_dict` thaw; nothing can
     see a parameter that is written to directly. Copies and pickles of the model are not frozen.
     Layers whose ground depends on the sample (group norm, squeeze-and-excitation) end what is
-    remembered.
+    remembered; so does autocast, which casts anew on every call.
 
     Args:
         model: in evaluation mode.

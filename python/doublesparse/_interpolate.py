@@ -21,6 +21,7 @@ from ._classes import PAD, Array, AxisClasses, flat_taps, join_taps, unique_rows
 from ._ground import MAX_ROWS, GroundState
 from ._memo import remembered
 from ._regather import read_rows, table_sites
+from ._torch_compat import untraced
 from .sites import Sites
 from .tensor import SparseTensor
 
@@ -166,6 +167,7 @@ def _product(weights: Sequence[Array], ids: Sequence[Array], dtype: torch.dtype)
     return torch.from_numpy(np.ascontiguousarray(total.T))[:, :, None].to(dtype)
 
 
+@untraced
 def _build(
     sites: Sites, ground: GroundState | None, tables: list[AxisTable], dtype: torch.dtype
 ) -> _Plan:

@@ -14,6 +14,7 @@ from ._classes import AxisClasses
 from ._elementwise import refuse
 from ._ground import GroundState
 from ._regather import TableWindows, table_windows
+from ._torch_compat import untraced
 from .sites import Sites
 from .tensor import SparseTensor
 
@@ -35,6 +36,7 @@ class _Spread(NamedTuple):
     rows: Tensor  # int32: which (site, i, j) each output row is
 
 
+@untraced
 def _spread_sites(sites: Sites, r: int) -> _Spread:
     coords = sites.coords.numpy()
     row, i, j = (v.reshape(-1) for v in np.indices((len(coords), r, r)))

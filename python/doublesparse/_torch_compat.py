@@ -91,12 +91,16 @@ def is_forward_mode() -> bool:
 def untraced(f: _F) -> _F:
     """f, run on real tensors also while a graph is traced, which then holds its result as constant.
 
-    For what depends on geometry alone.
+    For what depends on geometry alone. It is remembered, so it is no inference tensor either, which
+    training could not save for its backward pass.
     """
     from torch.utils._python_dispatch import _disable_current_modes
 
     @functools.wraps(f)
     def call(*args: Any, **kwargs: Any) -> Any:
+        if torch.is_inference_mode_enabled():
+            with torch.inference_mode(False):
+                return call(*args, **kwargs)
         if _n_modes() == 0:
             return f(*args, **kwargs)
         with _disable_current_modes():

@@ -157,8 +157,7 @@ class Sites:
     def keys(self) -> Tensor:
         """int64 (n_sites,), row-major number of each site's cell; strictly increasing."""
         if self._keys is None:
-            with torch.inference_mode(False):  # kept: training may save it for backward later
-                self._keys = _keys_of(self)
+            self._keys = _keys_of(self)
         return self._keys
 
     @property
