@@ -177,7 +177,10 @@ def _run(
         if choice.torch:
             operands = (x._dense_view(), layer.weight, layer.bias)
             dense = f(*map(for_torch, operands)).to(x.features.dtype)
-            return SparseTensor._from_full(dense, keep_none=x.ground is None)
+            out = SparseTensor._from_full(dense, keep_none=x.ground is None)
+            if x.ground is not None:  # frozen, it stays so: the next layer's weight may be packed
+                out.ground = layer.remembered(x.ground, "zero", partial(layer.zero, out.features))
+            return out
     return linear(x, layer)
 
 
