@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from torch import nn
 
 import doublesparse as ds
 import workloads
-from doublesparse.bench import milliseconds, paired_ratio
+from doublesparse.bench import interleave, milliseconds, paired_ratio
 from doublesparse.demo._networks import ResNet18, UNet
 from report import Report
 
@@ -92,7 +92,7 @@ STROKES = {
 }
 
 
-@pytest.mark.parametrize("key", STROKES)
+@pytest.mark.parametrize("key", list(STROKES))
 def test_strokes(duel: Duel, report: Report, key: str) -> None:
     """One image; sites, rulebooks and, unless frozen, grounds inside the time."""
     make, size, share, frozen = STROKES[key]
@@ -138,7 +138,7 @@ LAYERS = {
 DENSITIES = (0.005, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 1.0)
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", list(LAYERS))
 def test_crossover(duel: Duel, report: Report, name: str) -> None:
     """The shipped choice over the better of sparse and dense, fresh sites every time."""
     batch, size, c_in, c_out, kernel, stride, groups = LAYERS[name]
@@ -152,10 +152,13 @@ def test_crossover(duel: Duel, report: Report, name: str) -> None:
         x = ds.SparseTensor(torch.rand(len(coords), c_in), coords, (size, size), batch)
         dense = x.to_dense().to(memory_format=torch.channels_last)
 
-        def run(crossover: str | None, coords: torch.Tensor = coords, x: ds.SparseTensor = x):
+        rounds, warmup = 9, 2
+        copies = range(2 * (rounds + warmup))
+        fresh = iter([ds.SparseTensor(x.features, coords, (size, size), batch) for _ in copies])
+
+        def run(crossover: str | None, fresh: Iterator[ds.SparseTensor] = fresh) -> None:
             ds.set_crossover(crossover)
-            fresh = ds.SparseTensor(x.features, coords, x.spatial_shape, x.batch_size)
-            layer(fresh)
+            layer(next(fresh))
             ds.set_crossover("auto")
 
         with torch.no_grad():
@@ -164,7 +167,7 @@ def test_crossover(duel: Duel, report: Report, name: str) -> None:
                 "auto": lambda: run("auto"),  # noqa: B023
                 "dense": lambda: layer(dense),  # noqa: B023
             }
-            times = ds.bench.interleave(actions, rounds=9, warmup=2)
+            times = interleave(actions, rounds, warmup)
         ratios = [
             auto / min(sparse, plain)
             for sparse, auto, plain in zip(*times.values(), strict=True)

@@ -91,6 +91,7 @@ def runs_dense(
 # not while half of the sites are inactive.
 MARGIN = 1.0
 LEAST_DENSITY = 0.5
+LIKELY = 0.9  # beyond it the output sites are not even found: there are more than was counted
 
 
 class Choice(NamedTuple):
@@ -170,22 +171,25 @@ def choose(
         return SPARSE
     if threshold is not None and not sites.is_full and x.density < threshold:
         return SPARSE
+    if threshold is None:
+        most = sites.n_sites * steps.n_offsets  # output sites that there can be
+        if most < LEAST_DENSITY * sites.batch_size * math.prod(steps.out_shape):
+            return SPARSE
     m = _costs.machine(x.features.dtype)
     work = work_of(x, steps, weight, c_out, groups, transposed)
     f = factors_of(lambda: layer_key(steps, work.c_in, c_out, groups, x.features.dtype))
 
-    def stays_sparse(w: _costs.Work) -> bool:
+    def stays_sparse(w: _costs.Work, margin: float) -> bool:
         if w.n_out < LEAST_DENSITY * w.cells_out:
             return True
-        return f.sparse * _costs.sparse(m, w) <= MARGIN * dense
+        return f.sparse * _costs.sparse(m, w) <= margin * dense
 
     if not sites.is_full and threshold is None:
         dense = _costs.dense(m, work, f)
-        least = max(work.n_out, work.n_pairs // steps.n_offsets)
-        if least < LEAST_DENSITY * work.cells_out or stays_sparse(work):
-            # so far with the fewest output sites there can be
+        # with the fewest output sites that there can be, which of one offset are all
+        if stays_sparse(work, LIKELY if steps.n_offsets > 1 else MARGIN):
             work = work._replace(n_out=output_sites(sites, steps).n_sites)
-            if stays_sparse(work):
+            if stays_sparse(work, MARGIN):
                 return SPARSE
     covered = ground is not None or steps.covers()
     faster = f.torch * _costs.torchs(m, work) < f.ours * _costs.ours(m, work)

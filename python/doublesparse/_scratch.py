@@ -11,6 +11,7 @@ import threading
 import torch
 from torch import Tensor
 
+_LEAST = 1 << 14  # elements that are worth keeping
 _MOST = 64 << 20  # bytes that a thread keeps for each dtype
 
 _kept = threading.local()
@@ -23,7 +24,7 @@ def scratch(size: int, dtype: torch.dtype) -> Tensor:
         size: number of elements.
         dtype: of them.
     """
-    if size * dtype.itemsize > _MOST:
+    if size < _LEAST or size * dtype.itemsize > _MOST:
         return torch.empty(size, dtype=dtype)
     name = str(dtype)
     buffer: Tensor | None = getattr(_kept, name, None)
