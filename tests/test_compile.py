@@ -192,6 +192,10 @@ def test_export_of_a_frozen_geometry(name, ground, rng):
     """New features, the bits of eager inference; the same after a round trip through a file."""
     net = model(name)
     x = sparse_input(rng, name, 0.1, ground)
+    if (name, ground) == ("sub_pixel", "none"):  # bicubic: no mean over active sites alone
+        with pytest.raises(NotImplementedError):
+            net(x)
+        return
     fixed = ds.nn.FixedGeometry(net, x, dense=True).eval()
     program = exported(fixed, x.features)
     called = {str(n.target) for n in program.graph.nodes}

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ._ground import GroundState
+from ._torch_compat import check_when_run, traced
 from ._union import spread_rows
 from .tensor import SparseTensor
 
@@ -47,7 +48,8 @@ def constant_rows(x: SparseTensor, dense: Tensor, by_value: bool) -> Tensor | No
     Args:
         x: gives the grid.
         dense: the operand.
-        by_value: look at the numbers; otherwise only an expanded tensor (stride 0) will do.
+        by_value: look at the numbers (a traced graph does when it runs); otherwise only an expanded
+            tensor (stride 0) will do.
     """
     if dense.dim() != x.ndim or tuple(dense.shape[2:]) != x.spatial_shape:
         return None
@@ -61,7 +63,10 @@ def constant_rows(x: SparseTensor, dense: Tensor, by_value: bool) -> Tensor | No
             return None
         low, high = dense.detach().flatten(2).aminmax(dim=2)
         allowed = _ROUNDINGS * torch.finfo(dense.dtype).eps * torch.maximum(low.abs(), high.abs())
-        if not bool((high - low <= allowed).all()):
+        same = (high - low <= allowed).all()
+        if traced(dense):
+            check_when_run(same, "a dense operand must hold one value per sample and channel")
+        elif not bool(same):
             return None
     return _FirstOfEqual.apply(dense)
 

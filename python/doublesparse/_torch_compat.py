@@ -113,6 +113,11 @@ from_numpy = untraced(torch.from_numpy)
 """In a fake mode torch.from_numpy would forget the numbers."""
 
 
+def check_when_run(condition: torch.Tensor, text: str) -> None:
+    """Part of a traced graph: a RuntimeError with this text where the condition is false."""
+    torch._assert_async(condition, text)
+
+
 def operator_tags() -> tuple[torch.Tag, ...]:
     """Tags of our operators: traceable, and their operands' strides stay what they are in eager."""
     exact = getattr(torch.Tag, "needs_exact_strides", torch.Tag.needs_fixed_stride_order)
