@@ -21,7 +21,7 @@ Matrix = Tensor
 
 _UNITS = (16, 8, 4)
 _WIDE_BLOCK, _BLOCK = 512, 256  # columns; a block of 256 and 4 vectors of lanes fill 32 KiB
-_FEW = 0.03  # density below which a wide block's segments are still short
+_FEW = 0.15  # density below which a segment of a block is short enough to be widened
 _MADE = TypeVar("_MADE")
 
 
