@@ -83,7 +83,7 @@ _PRUNED: dict[str, Bar] = {
     "masked-conv": Bar("conv 3x3 256 -> 256, 14 x 14, batch 16, 90 % pruned", 3.5, 6.0, "x"),
     "bf16-masked-conv": Bar("the same, bfloat16 AMX, Block(32, 32)", 2.0, 4.0, "x"),
     "sites-and-weights": Bar(
-        "strokes 5 %, 64->64 3x3, 80 % in blocks, against unpruned", 2.5, 4.0, "x"
+        "strokes 5 %, 64->64 3x3 subm, 80 % in blocks, against unpruned", 2.5, 4.0, "x"
     ),
     **{
         f"peers-{size}-{rows}": Bar(
