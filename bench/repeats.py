@@ -1,4 +1,4 @@
-"""Short actions: many calls in one timing, caches as warm for one as for the other."""
+"""Short actions, many calls in one timing, and what is read off a sweep."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Action = Callable[[], object]
 
 
 def repeated(action: Action, calls: int) -> Action:
-    """The same action, so many times."""
+    """The same action, so many times; caches are then as warm for one as for another."""
 
     def run() -> None:
         for _ in range(calls):
@@ -29,3 +29,18 @@ def calls_for(action: Action, seconds: float = 5e-4) -> int:
     start = time.perf_counter()
     action()
     return max(1, round(seconds / (time.perf_counter() - start)))
+
+
+def break_even(ratios: dict[float, float]) -> float:
+    """The sparsity from which on dense over ours stays at 1 or above, between points by a line.
+
+    The lowest of `ratios` where it never is below 1, and 1.0 where it ends below.
+    """
+    points = sorted(ratios.items())
+    below = [i for i, (_, ratio) in enumerate(points) if ratio < 1]
+    if not below:
+        return points[0][0]
+    if below[-1] == len(points) - 1:
+        return 1.0
+    (low, slow), (high, fast) = points[below[-1]], points[below[-1] + 1]
+    return low + (high - low) * (1 - slow) / (fast - slow)

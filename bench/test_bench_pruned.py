@@ -16,7 +16,7 @@ import peers_pruned
 import pruned_weights
 from doublesparse import ops
 from doublesparse.bench import interleave, milliseconds, paired_ratio
-from repeats import per_call, repeated
+from repeats import break_even, per_call, repeated
 from report import Report
 from test_bench_half import AMX
 
@@ -110,21 +110,6 @@ def test_break_even(report: Report, size: int) -> None:
         peer_ms=milliseconds(times[best]),
         note="x at " + ", ".join(f"{s:.0%}: {ratio:.2f}" for s, ratio in ratios.items()),
     )
-
-
-def break_even(ratios: dict[float, float]) -> float:
-    """The sparsity from which on dense over ours stays at 1 or above, between points by a line.
-
-    The lowest of `ratios` where it never is below 1, and 1.0 where it ends below.
-    """
-    points = sorted(ratios.items())
-    below = [i for i, (_, ratio) in enumerate(points) if ratio < 1]
-    if not below:
-        return points[0][0]
-    if below[-1] == len(points) - 1:
-        return 1.0
-    (low, slow), (high, fast) = points[below[-1]], points[below[-1] + 1]
-    return low + (high - low) * (1 - slow) / (fast - slow)
 
 
 @pytest.mark.parametrize("sparsity", [0.7, 0.9])
