@@ -140,9 +140,13 @@ class Masked:
         if self.mask.dtype is not torch.bool:
             self.mask = self.mask != 0
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
         """Weights of a dense model are pruned as they are loaded."""
-        super()._load_from_state_dict(*args, **kwargs)  # type: ignore[misc]
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)  # type: ignore[misc]
+        if f"{prefix}mask" in state_dict:
+            self._changed = None  # the optimizer's state, loaded too, belongs to that mask
         self._keep_bool()
         self.project_()
 
