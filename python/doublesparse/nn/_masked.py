@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import functional
+from .._freeze import forget_around
 from .._patterns import Pattern, Unstructured, check_pattern, check_sparsity, magnitude_mask
 from ._projection import keep_where, states_like, unwatch, watch, zero_where
 
@@ -30,6 +31,7 @@ class Masked:
     def _start(self, pattern: Pattern, mask: Tensor) -> None:
         """Become masked; `mask` is given away."""
         module = cast("nn.Module", self)
+        forget_around(module)
         self.pattern = pattern
         self._changed = None
         module.register_buffer("mask", mask)
@@ -82,6 +84,7 @@ class Masked:
                 f"{type(optimizer).__name__}; leave it out and its state is cleared at its next "
                 "step"
             )
+        forget_around(cast("nn.Module", self))
         changed = mask != self.mask
         self.mask.copy_(mask)
         for tensor in (self.weight, self.weight.grad):
