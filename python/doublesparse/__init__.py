@@ -21,6 +21,8 @@ from ._crossover import set_crossover
 from ._explain import explain
 from ._freeze import freeze_ground, thaw
 from ._incremental import Incremental
+from ._packed_weight import PackedWeight
+from ._patterns import NM, Block, TopKColumns, TopKRows, Unstructured
 from ._rulebook import Geometry, Rulebook, build_rulebook
 from .sites import Sites
 from .tensor import GroundState, SparseTensor
@@ -30,12 +32,18 @@ _collate.register()
 __version__ = "0.1.0"
 
 __all__ = [
+    "NM",
+    "Block",
     "Geometry",
     "GroundState",
     "Incremental",
+    "PackedWeight",
     "Rulebook",
     "Sites",
     "SparseTensor",
+    "TopKColumns",
+    "TopKRows",
+    "Unstructured",
     "autotune",
     "build_rulebook",
     "collate",
