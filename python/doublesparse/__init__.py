@@ -13,7 +13,7 @@ Call any PyTorch network on a `SparseTensor`:
 
 import torch as _torch  # noqa: F401 - first: its OpenMP runtime is the one the kernels share
 
-from . import _collate, _library, data, dispatch, functional, models, nn  # noqa: F401
+from . import _collate, _library, data, dispatch, functional, models, nn, prune  # noqa: F401
 from ._autotune import autotune
 from ._cache import set_cache_limit
 from ._collate import collate
@@ -53,6 +53,7 @@ __all__ = [
     "functional",
     "models",
     "nn",
+    "prune",
     "set_cache_limit",
     "set_crossover",
     "thaw",
