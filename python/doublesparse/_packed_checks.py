@@ -18,6 +18,7 @@ def check_tensor(
     dtypes: tuple[torch.dtype, ...] | None,
     operation: str = "PackedWeight.pack",
 ) -> None:
+    """A strided tensor with data on the CPU, of one of some dtypes."""
     if not isinstance(tensor, Tensor):
         raise TypeError(
             f"{operation}: {name} must be a Tensor, got {type(tensor).__name__}; pass one"
@@ -37,7 +38,7 @@ def check_tensor(
 
 
 def kept_matrix(weight: Tensor, mask: Tensor | None, layout: Layout) -> Tensor:
-    """The mask as a matrix."""
+    """The mask as a matrix; ValueError without an operation's name where it does not fit."""
     if mask is not None:
         check_tensor(mask, "mask", (torch.bool,))
         if mask.shape != weight.shape:
@@ -55,6 +56,7 @@ def kept_matrix(weight: Tensor, mask: Tensor | None, layout: Layout) -> Tensor:
 
 
 def check_finite(matrix: Tensor) -> None:
+    """What int8 can hold."""
     if not bool(matrix.isfinite().all()):
         raise ValueError(
             "PackedWeight.pack: weight must be finite for dtype=torch.int8, got NaN or infinity; "
@@ -63,11 +65,12 @@ def check_finite(matrix: Tensor) -> None:
 
 
 def cast_values(values: Tensor, layout: Layout) -> Tensor:
+    """Values as they are stored; ValueError where that makes infinities."""
     cast = values.to(layout.dtype)
     if layout.dtype != values.dtype and bool((cast.isinf() & ~values.isinf()).any()):
         raise ValueError(
             f"PackedWeight.pack: weight must fit dtype={layout.dtype}, got values above "
-            f"{torch.finfo(layout.dtype).max}; use torch.bfloat16"
+            f"{torch.finfo(layout.dtype).max}; use a wider dtype"
         )
     return cast.contiguous()
 

@@ -330,8 +330,9 @@ class PackedWeight:
 
     def __repr__(self) -> str:
         return (
-            f"PackedWeight(shape={tuple(self.shape)}, kept={self.n_kept}, density={self.density:.1%}, "
-            f"{self.pattern}, {str(self.dtype).removeprefix('torch.')}, {self.nbytes:,} bytes)"
+            f"PackedWeight(shape={tuple(self.shape)}, kept={self.n_kept}, "
+            f"density={self.density:.1%}, {self.pattern}, "
+            f"{str(self.dtype).removeprefix('torch.')}, {self.nbytes:,} bytes)"
         )
 
 

@@ -1,5 +1,6 @@
 """Pruned weights: masks by magnitude, schedules, and training that uses them."""
 
 from .._patterns import magnitude_mask
+from ._freeze import freeze, thaw
 
-__all__ = ["magnitude_mask"]
+__all__ = ["freeze", "magnitude_mask", "thaw"]
