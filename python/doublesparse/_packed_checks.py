@@ -51,7 +51,10 @@ def kept_matrix(weight: Tensor, mask: Tensor | None, layout: Layout) -> Tensor:
         if isinstance(layout.pattern, Block):
             some = layout.to_units(keep).any(-1).any(-1).reshape(-1, 1, 1)
             return layout.from_units(some.expand(-1, *layout.block))
-    layout.check_pattern(keep)
+    if isinstance(layout.pattern, Block):
+        layout.check_blocks(keep)
+    elif layout.pattern.fixed:
+        layout.check_counts(keep.reshape(-1).nonzero()[:, 0])
     return keep
 
 
@@ -77,15 +80,14 @@ def cast_values(values: Tensor, layout: Layout) -> Tensor:
 
 def check_stored(tensors: dict[str, Tensor]) -> Layout:
     """The layout of stored tensors, after checking that they fit each other."""
-    names = set(tensors)
+    names = set(map(str, tensors))
     needed = {"meta", "values"}
     if not needed <= names:
         raise ValueError(f"names must include {sorted(needed)}, got {sorted(names)}")
     values = tensors["values"]
-    Layout.from_meta(tensors["meta"], values.dtype)
+    layout = Layout.from_meta(tensors["meta"], values.dtype)  # the version first
     if values.dtype not in DTYPES:
         raise ValueError(f"values must be one of {DTYPES}, got {values.dtype}")
-    layout = Layout.from_meta(tensors["meta"], values.dtype)
     is_int8 = values.dtype == torch.int8
     for where in ("bitmask", "gaps"):
         wanted = needed | {where} | ({"scales"} if is_int8 else set())
@@ -94,6 +96,7 @@ def check_stored(tensors: dict[str, Tensor]) -> Layout:
     else:
         raise ValueError(f"names must be {sorted(wanted)}, got {sorted(names)}")
     units = decode(tensors, layout.n_units)
+    layout.check_counts(units)
     block = layout.block if isinstance(layout.pattern, Block) else ()
     if values.shape != (len(units), *block):
         raise ValueError(

@@ -153,27 +153,33 @@ class Layout:
         columns = (unit_column // per_offset * c_in)[:, None, None] + channel
         return rows, columns, (rows < n_rows) & (channel < c_in)
 
-    def check_pattern(self, keep: Tensor) -> None:
-        """Raise ValueError where a mask (matrix) keeps what the pattern forbids; text as `meta`."""
-        pattern, most = self.pattern, 0
-        if isinstance(pattern, Block):
-            units = self.to_units(keep)
-            whole = self.to_units(torch.ones_like(keep)) <= units
-            if not torch.equal(units.any(-1).any(-1), whole.all(-1).all(-1)):
-                raise ValueError(f"mask must keep whole blocks of {pattern}, got parts of some")
-            return
+    def check_blocks(self, keep: Tensor) -> None:
+        """Raise ValueError where a mask (matrix) keeps parts of blocks; text as of `from_meta`."""
+        units = self.to_units(keep)
+        whole = self.to_units(torch.ones_like(keep)) <= units
+        if not torch.equal(units.any(-1).any(-1), whole.all(-1).all(-1)):
+            raise ValueError(f"mask must keep whole blocks of {self.pattern}, got parts of some")
+
+    def check_counts(self, units: Tensor) -> None:
+        """Raise ValueError where more is kept than the pattern allows; text as of `from_meta`.
+
+        Args:
+            units: (n,) int64, numbers of kept units.
+        """
+        pattern, n_columns = self.pattern, max(self.matrix_shape[1], 1)
         if isinstance(pattern, NM):
-            runs = keep.reshape(keep.shape[0], self.n_offsets, self.shape[1])
-            runs = torch.nn.functional.pad(runs, (0, -runs.shape[-1] % pattern.m))
-            counts, most = runs.unflatten(-1, (-1, pattern.m)).sum(-1), pattern.n
+            c_in = max(self.shape[1], 1)
+            per_offset = -(-c_in // pattern.m)  # the last run of an offset may be shorter
+            line, most = units // c_in * per_offset + units % c_in // pattern.m, pattern.n
         elif isinstance(pattern, TopKRows):
-            counts, most = keep.sum(1), pattern.s
+            line, most = units // n_columns, pattern.s
         elif isinstance(pattern, TopKColumns):
-            counts, most = keep.sum(0), pattern.s
+            line, most = units % n_columns, pattern.s
         else:
             return
-        if counts.numel() and int(counts.max()) > most:
-            raise ValueError(f"mask must be a {pattern}, got {int(counts.max())} kept in one place")
+        counts = torch.unique(line, return_counts=True)[1]
+        if len(counts) and int(counts.max()) > most:
+            raise ValueError(f"mask must be of {pattern}, got {int(counts.max())} kept in one line")
 
 
 def check_extents(shape: Sequence[int]) -> None:

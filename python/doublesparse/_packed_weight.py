@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ._packed_checks import cast_values, check_finite, check_stored, check_tensor, kept_matrix
 from ._packed_codec import decode, encode, quantize
-from ._packed_layout import DTYPES, Layout, check_extents
+from ._packed_layout import DTYPES, PATTERNS, Layout, check_extents
 from ._patterns import Block, Pattern, Unstructured, check_pattern, from_matrix, to_matrix
 
 _FLOATS = DTYPES[:-1]
@@ -104,6 +104,11 @@ class PackedWeight:
         check_tensor(weight, "weight", _FLOATS)
         pattern = Unstructured() if pattern is None else pattern
         check_pattern("PackedWeight.pack", pattern)
+        if type(pattern) not in PATTERNS:
+            raise TypeError(
+                f"PackedWeight.pack: pattern must be one of doublesparse's own, got {pattern}; "
+                "pass one of these, or None"
+            )
         if dtype is not None and dtype not in DTYPES:
             raise TypeError(
                 f"PackedWeight.pack: dtype must be one of {DTYPES} or None, got {dtype!r}; "
@@ -261,14 +266,16 @@ class PackedWeight:
         values, layout = self.tensors()["values"], self._layout
         n_rows, n_columns = layout.matrix_shape
         units = self._units()
-        if not isinstance(layout.pattern, Block):
-            rows, columns = units // max(n_columns, 1), (units % max(n_columns, 1)).int()
-            return _row_start(rows, n_rows), columns, values
-        rows, columns, inside = layout.cells(units)
-        rows = rows.expand(inside.shape)[inside]
-        order = torch.argsort(rows, stable=True)  # stored block by block
-        columns = columns.expand(inside.shape)[inside][order].int()
-        return _row_start(rows, n_rows), columns, values[inside][order]
+        if isinstance(layout.pattern, Block):
+            rows, columns, inside = layout.cells(units)
+            units = (rows * n_columns + columns)[inside]
+            units, order = torch.sort(units)  # stored block by block
+            values = values[inside][order]
+        return (
+            _row_start(units, n_rows, n_columns),
+            units.remainder_(max(n_columns, 1)).int(),
+            values,
+        )
 
     def bsr(self) -> tuple[Tensor, Tensor, Tensor]:
         """Compressed rows of blocks; made anew by every call.
@@ -286,12 +293,7 @@ class PackedWeight:
             )
         units = self._units()
         columns = self._layout.cells(units)[1][:, 0, 0].int()
-        n_rows, n_columns = self._layout.grid
-        return (
-            _row_start(units // max(n_columns, 1), n_rows),
-            columns,
-            self.tensors()["values"],
-        )
+        return _row_start(units, *self._layout.grid), columns, self.tensors()["values"]
 
     def _units(self) -> Tensor:
         """Numbers of the kept units: checked again, for who knows who wrote to the tensors."""
@@ -341,9 +343,9 @@ def _restore(tensors: dict[str, Tensor]) -> PackedWeight:
     return PackedWeight.from_tensors(tensors)
 
 
-def _row_start(rows: Tensor, n_rows: int) -> Tensor:
-    counts = torch.bincount(rows, minlength=n_rows)
-    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+def _row_start(units: Tensor, n_rows: int, n_columns: int) -> Tensor:
+    """Where each row starts in ascending row-major numbers."""
+    return torch.searchsorted(units, torch.arange(n_rows + 1) * n_columns)
 
 
 def _same_bits(a: Tensor | None, b: Tensor | None) -> bool:
