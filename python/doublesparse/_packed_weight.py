@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from ._packed_checks import cast_values, check_finite, check_stored, check_tensor, kept_matrix
-from ._packed_codec import decode, encode, quantize
+from ._packed_codec import as_integers, decode, encode, quantize, select
 from ._packed_layout import DTYPES, PATTERNS, Layout, check_extents
 from ._patterns import Block, Pattern, Unstructured, check_pattern, from_matrix, to_matrix
 
 _FLOATS = DTYPES[:-1]
-_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class PackedWeight:
@@ -128,14 +127,14 @@ class PackedWeight:
             matrix = torch.where(keep, matrix, 0)
             check_finite(matrix)
             matrix, tensors["scales"] = quantize(matrix)
-        elif isinstance(pattern, Block):
+        if isinstance(pattern, Block):
             matrix = torch.where(keep, matrix, 0)
-        units = layout.to_units(keep).any(-1).any(-1)
-        values = layout.to_units(matrix)[units]
-        tensors["values"] = cast_values(
-            values if isinstance(pattern, Block) else values[:, 0, 0], layout
-        )
-        return cls._of(layout, tensors | encode(units))
+            keep = layout.to_units(keep).any(-1).any(-1)
+            values = layout.to_units(matrix)[keep]
+        else:
+            values = select(matrix, keep)
+        tensors["values"] = cast_values(values, layout)
+        return cls._of(layout, tensors | encode(keep))
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> PackedWeight:
@@ -351,5 +350,4 @@ def _row_start(units: Tensor, n_rows: int, n_columns: int) -> Tensor:
 def _same_bits(a: Tensor | None, b: Tensor | None) -> bool:
     if a is None or b is None:
         return a is b
-    bits = _BITS[a.element_size()]
-    return a.dtype == b.dtype and torch.equal(a.view(bits), b.view(bits))
+    return a.dtype == b.dtype and torch.equal(as_integers(a), as_integers(b))

@@ -271,13 +271,13 @@ class _Blocks:
 
     def __init__(self, weight: Tensor, pattern: Block, groups: int) -> None:
         self.shape = weight.shape
-        self.split = (groups, weight.shape[0] // groups, weight.shape[1], -1)
+        self.split = (groups, weight.shape[0] // groups, weight.shape[1])
         self.r, self.c = pattern.r, pattern.c
 
     def sums(self, values: Tensor) -> Tensor:
         """The sum over every block, in float64: exact enough that order does not matter."""
         n_offsets = math.prod(self.shape[2:])
-        g, rows, channels, _ = self.split
+        g, rows, channels = self.split
         x = _padded(values.reshape(g, rows, channels, n_offsets), self.r, self.c, 1)
         x = x.view(g, x.shape[1] // self.r, self.r, x.shape[2] // self.c, self.c, n_offsets)
         return x.sum((2, 4), dtype=torch.float64).flatten(0, 1)
@@ -292,10 +292,10 @@ class _Blocks:
 
     def expand(self, kept: Tensor) -> Tensor:
         """The weight's mask, from one flag per block."""
-        g, rows, channels, _ = self.split
-        x = kept.unflatten(0, (g, -1))
+        g, rows, channels = self.split
+        x = kept.view(g, -(-rows // self.r), *kept.shape[1:])
         x = x.repeat_interleave(self.r, 1)[:, :rows].repeat_interleave(self.c, 2)[:, :, :channels]
-        return x.reshape(self.shape)
+        return x.reshape(self.shape).contiguous()
 
 
 # ------------------------------------------------------------------ masks by magnitude
@@ -354,6 +354,8 @@ def _n_kept(n: int, sparsity: float) -> int:
 
 def _fixed_mask(operation: str, weight: Tensor, pattern: Pattern, sparsity: Any) -> Tensor:
     """The mask of a pattern that says itself how much is kept; a sparsity must agree with it."""
+    if weight.numel() == 0:
+        return torch.ones_like(weight, dtype=torch.bool)
     lines = _magnitudes(weight).view(*weight.shape[:2], math.prod(weight.shape[2:]))
     rows, channels, offsets = lines.shape
     if isinstance(pattern, NM):
@@ -362,11 +364,11 @@ def _fixed_mask(operation: str, weight: Tensor, pattern: Pattern, sparsity: Any)
         kept = keep_largest(runs.reshape(rows, offsets, -1, pattern.m), pattern.n)
         mask = kept.view(rows, offsets, -1)[:, :, :channels].transpose(1, 2)
     elif isinstance(pattern, TopKRows):
-        own = 1 - min(pattern.s / max(channels * offsets, 1), 1.0)
+        own = 1 - min(pattern.s / (channels * offsets), 1.0)
         mask = keep_largest(lines.view(rows, -1), min(pattern.s, channels * offsets))
     else:
         assert isinstance(pattern, TopKColumns)
-        own = 1 - min(pattern.s / max(rows, 1), 1.0)
+        own = 1 - min(pattern.s / rows, 1.0)
         mask = keep_largest(lines.view(rows, -1).t().contiguous(), min(pattern.s, rows)).t()
     if sparsity is not None and not math.isclose(sparsity, own, abs_tol=1e-6):
         raise ValueError(

@@ -367,9 +367,10 @@ def mask_layer(module: nn.Module, pattern: Pattern, mask: Tensor | None = None) 
 
 
 def unmask_layer(layer: Masked) -> nn.Module:
-    """Make a masked layer what it was before `mask_layer`; pruned weights stay zero."""
+    """Make a masked layer what it was before `mask_layer`; pruned weights are zero."""
     layer.thaw_()
     unwatch(layer)
+    layer.project_()
     module = cast("nn.Module", layer)
     del layer.mask, layer.pattern, layer._changed
     module.__class__ = layer.dense_class
