@@ -189,10 +189,17 @@ def test_sparse_tensors() -> None:
     want = net(dense)
     x = ds.SparseTensor.from_dense(dense)
     got = ds.prune.freeze(net)(x)
+    state = net[0].state_dict()
     assert isinstance(got, ds.SparseTensor) and torch.allclose(got.to_dense(), want, atol=1e-6)
     with torch.no_grad():
-        got = ds.freeze_ground(net, (9, 9))(x)
-    assert torch.allclose(got.to_dense(), want, atol=1e-6)
+        ds.freeze_ground(net, (9, 9))
+        held = [reachable_bytes(net) for _ in range(3) if net(x) is not None]
+        assert torch.allclose(net(x).to_dense(), want, atol=1e-6)
+        assert held == 3 * held[:1]  # one dense weight at most, not one per call
+        rounded = ds.prune.freeze(net, torch.int8)(x)  # other weights, another ground
+        assert torch.allclose(rounded.to_dense(), net(dense), atol=1e-6)
+        net[0].load_state_dict(state)
+        assert torch.allclose(net(x).to_dense(), want, atol=1e-6)
     ds.thaw(net)
     assert torch.allclose(net(x).to_dense(), want, atol=1e-6)
 

@@ -175,6 +175,15 @@ class _Train:
         return _Train, (None, self.module, self.before)
 
 
+def forget_around(module: nn.Module) -> None:
+    """Other weights, other grounds: what models frozen around this module remember is forgotten."""
+    shadow = module.__dict__.get("train")
+    while isinstance(shadow, _Train):
+        if shadow.frozen is not None:
+            shadow.frozen.clear()
+        shadow = shadow.before
+
+
 def check_model(operation: str, model: nn.Module) -> None:
     """Raise TypeError where it is no module, RuntimeError where it or a part is in training."""
     if not isinstance(model, nn.Module):

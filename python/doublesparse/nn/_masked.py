@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import functional
+from .._freeze import forget_around
 from .._packed_weight import PackedWeight
 from .._patterns import Pattern, Unstructured, check_pattern, check_sparsity, magnitude_mask
 from ._packed_state import load_packed, unpack_into
@@ -33,6 +34,7 @@ class Masked:
     def _start(self, pattern: Pattern, mask: Tensor) -> None:
         """Become masked; `mask` is given away."""
         module = cast("nn.Module", self)
+        forget_around(module)
         self.pattern = pattern
         self._changed = None
         module.register_buffer("mask", mask)
@@ -85,6 +87,7 @@ class Masked:
                 f"{type(optimizer).__name__}; leave it out and its state is cleared at its next "
                 "step"
             )
+        forget_around(cast("nn.Module", self))
         changed = mask != self.mask
         self.mask.copy_(mask)
         for tensor in (self.weight, self.weight.grad):
@@ -143,10 +146,12 @@ class Masked:
         if self.mask.dtype is not torch.bool:
             self.mask = self.mask != 0
 
-    def _load_from_state_dict(self, *args: Any) -> None:
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         """Weights of a dense model are pruned as they are loaded; packed ones are unpacked."""
-        super()._load_from_state_dict(*args)  # type: ignore[misc]
-        load_packed(self, *args)
+        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[misc]
+        if f"{prefix}mask" in state_dict:
+            self._changed = None  # the optimizer's state, loaded too, belongs to that mask
+        load_packed(self, state_dict, prefix, *args)
         self._keep_bool()
         self.project_()
 

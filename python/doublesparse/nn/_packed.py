@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional
+from .._freeze import forget_around
 from .._packed_codec import decode, encode
 from .._packed_weight import PackedWeight
 from .._patterns import Unstructured
@@ -44,6 +45,7 @@ class Packed(Masked):
         """Become a masked layer again, with its old Parameter, which gets the packed values."""
         module, packed, parked = cast("nn.Module", self), self.packed, self._parked
         weight, mask = self.weight, packed.mask()
+        forget_around(module)
         del self.packed, self._parked
         module.__class__ = _THAWED[type(module)]
         parked.weight.data = weight
@@ -124,6 +126,7 @@ class Packed(Masked):
 
     def _take(self, packed: PackedWeight, assign: bool) -> None:
         self.packed = fitting(packed, self._parked.weight.dtype)
+        self._parked = self._parked._replace(changed=None)  # as with a mask that is loaded
         self.pattern = packed.pattern
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -208,11 +211,12 @@ def freeze_layer(layer: Masked, packed: PackedWeight) -> None:
         layer: of exactly one of the types of `PACKED_CLASSES`, or packed already.
         packed: what `pack_layer` made of it.
     """
+    module = cast("nn.Module", layer)
+    forget_around(module)  # another dtype rounds
     if isinstance(layer, Packed):
         layer.packed = packed
         return
     unwatch(layer)
-    module = cast("nn.Module", layer)
     weight = cast("nn.Parameter", module._parameters["weight"])
     changed = None if layer._changed is None else encode(layer._changed)
     module._parameters["weight"] = module._buffers["mask"] = None

@@ -95,3 +95,4 @@ def unpack_into(layer: Masked, packed: PackedWeight, assign: bool) -> None:
             layer.weight.copy_(weight)
             layer.mask.copy_(mask)
     layer.pattern = packed.pattern
+    layer._changed = None  # as with a mask that is loaded
