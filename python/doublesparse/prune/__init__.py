@@ -4,6 +4,7 @@ from .._patterns import magnitude_mask
 from ._dsd import DSD
 from ._freeze import freeze, thaw
 from ._gradual import GradualSchedule
+from ._report import report
 from ._rigl import RigL
 from ._sparsify import densify_, from_torch_prune_, masks, skipped, sparsify_
 
@@ -16,6 +17,7 @@ __all__ = [
     "from_torch_prune_",
     "magnitude_mask",
     "masks",
+    "report",
     "skipped",
     "sparsify_",
     "thaw",
