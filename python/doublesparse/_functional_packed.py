@@ -195,7 +195,7 @@ def packed_conv(
         )
     _check_bias("packed_conv", bias, like, packed.shape[0])
     convolve = _CONVOLUTIONS[n_axes - 1]
-    weight = _weight(packed, like) if like is x else _living_weight(packed, like)
+    weight = _weight(packed, like) if like is x else living_weight(packed, like.dtype)
     out: X = convolve(x, weight, bias, stride, padding, dilation, groups)
     return out
 
@@ -204,16 +204,16 @@ def _weight(packed: PackedWeight, x: Tensor) -> Tensor:
     return packed.unpack().to(x.dtype)
 
 
-def _living_weight(packed: PackedWeight, x: Tensor) -> Tensor:
+def living_weight(packed: PackedWeight, dtype: torch.dtype) -> Tensor:
     """The same tensor as the last time if it still lives: frozen grounds know weights by identity.
 
     They hold on to it; nobody else does.
     """
-    key = "dense", x.dtype
+    key = "dense", dtype
     found = packed._forms.get(key)
-    weight = None if found is None else found()
+    weight: Tensor | None = None if found is None else found()
     if weight is None:
-        weight = _weight(packed, x)
+        weight = packed.unpack().to(dtype)
         packed._forms[key] = weakref.ref(weight)
     return weight
 

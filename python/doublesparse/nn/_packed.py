@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from .. import functional
 from .._freeze import forget_around
+from .._functional_packed import living_weight
 from .._packed_codec import decode, encode
 from .._packed_weight import PackedWeight
 from .._patterns import Unstructured
-from ._masked import Masked, MaskedConv1d, MaskedConv2d, MaskedConv3d, MaskedLinear
+from ._masked import MASKED_CLASSES, Masked, MaskedConv1d, MaskedConv2d, MaskedConv3d, MaskedLinear
 from ._packed_state import fitting, repacked, save_packed
 from ._projection import unwatch, watch
 
@@ -176,16 +177,37 @@ class PackedConv3d(_PackedConv, MaskedConv3d):
     """What `ds.prune.freeze` makes of a `MaskedConv3d`: see `PackedLinear`."""
 
 
+class _PackedSites(Packed):
+    """A layer that has no operator for packed weights: every call unpacks, and runs as unmasked."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "weight":
+            return living_weight(self.packed, self._parked.weight.dtype)
+        return super().__getattr__(name)
+
+
+def _make_packed(masked: type[Masked]) -> type[Packed]:
+    """The packed form of a masked class that has none; a name of this module, so it pickles."""
+    name = masked.__name__.replace("Masked", "Packed")
+    doc = f"What `ds.prune.freeze` makes of a `{masked.__name__}`: see `PackedLinear`."
+    made = type(name, (_PackedSites, masked), {"__module__": __name__, "__doc__": doc})
+    globals()[name] = made
+    return cast("type[Packed]", made)
+
+
 # ------------------------------------------------------------------ changing the class
-PACKED_CLASSES: dict[type[nn.Module], type[Packed]] = {
+PACKED_CLASSES: dict[type[Any], type[Packed]] = {
     MaskedLinear: PackedLinear,
     MaskedConv1d: PackedConv1d,
     MaskedConv2d: PackedConv2d,
     MaskedConv3d: PackedConv3d,
 }
-_THAWED: dict[type[nn.Module], type[nn.Module]] = {
-    cast("type[nn.Module]", packed): masked for masked, packed in PACKED_CLASSES.items()
+PACKED_CLASSES |= {
+    masked: _make_packed(masked)
+    for masked in MASKED_CLASSES.values()
+    if masked not in PACKED_CLASSES
 }
+_THAWED: dict[type[Any], type[Any]] = {packed: masked for masked, packed in PACKED_CLASSES.items()}
 
 
 def pack_layer(layer: Masked, dtype: torch.dtype | None = None) -> PackedWeight:
