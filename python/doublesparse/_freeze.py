@@ -1,4 +1,4 @@
-"""Grounds computed once for inference: `freeze_ground` and `thaw`."""
+"""Grounds computed once for inference: `freeze_ground`."""
 
 from __future__ import annotations
 
@@ -292,21 +292,8 @@ def _is_image(ground: Any) -> bool:
     return isinstance(ground, Tensor) and ground.dim() > 0
 
 
-def thaw(model: M) -> M:
-    """Forget what `freeze_ground` computed; parameters may change again.
-
-    Args:
-        model: frozen or not.
-
-    Returns:
-        the model.
-
-    Raises:
-        TypeError: `model` is no nn.Module.
-    """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"thaw: model must be an nn.Module, got {type(model).__name__}; pass one")
+def thaw_ground(model: nn.Module) -> None:
+    """Forget what `freeze_ground` computed."""
     frozen = model.__dict__.get(_HOLDER)
     if frozen is not None:
         frozen.remove(model)
-    return model

@@ -20,6 +20,7 @@ from ._from_spconv import from_spconv
 from ._inverse import SparseInverseConv1d, SparseInverseConv2d, SparseInverseConv3d
 from ._masked import MaskedConv1d, MaskedConv2d, MaskedConv3d, MaskedLinear
 from ._norm import SparseBatchNorm
+from ._packed import PackedConv1d, PackedConv2d, PackedConv3d, PackedLinear
 from ._pool import (
     SparseAvgPool1d,
     SparseAvgPool2d,
@@ -37,6 +38,10 @@ __all__ = [
     "MaskedConv2d",
     "MaskedConv3d",
     "MaskedLinear",
+    "PackedConv1d",
+    "PackedConv2d",
+    "PackedConv3d",
+    "PackedLinear",
     "SparseAvgPool1d",
     "SparseAvgPool2d",
     "SparseAvgPool3d",

@@ -2,7 +2,9 @@
 
 from .._patterns import magnitude_mask
 from ._dsd import DSD
+from ._freeze import freeze, thaw
 from ._gradual import GradualSchedule
+from ._report import report
 from ._rigl import RigL
 from ._sparsify import densify_, from_torch_prune_, masks, skipped, sparsify_
 
@@ -11,9 +13,12 @@ __all__ = [
     "GradualSchedule",
     "RigL",
     "densify_",
+    "freeze",
     "from_torch_prune_",
     "magnitude_mask",
     "masks",
+    "report",
     "skipped",
     "sparsify_",
+    "thaw",
 ]
