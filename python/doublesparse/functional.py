@@ -23,6 +23,7 @@ from ._functional_conv import (
     submanifold_conv3d,
     submanifold_conv4d,
 )
+from ._functional_masked import masked_conv1d, masked_conv2d, masked_conv3d, masked_linear
 from ._functional_pool import (
     adaptive_avg_pool1d,
     adaptive_avg_pool2d,
@@ -58,6 +59,10 @@ __all__ = [
     "global_avg_pool",
     "global_max_pool",
     "interpolate",
+    "masked_conv1d",
+    "masked_conv2d",
+    "masked_conv3d",
+    "masked_linear",
     "inverse_conv1d",
     "inverse_conv2d",
     "inverse_conv3d",

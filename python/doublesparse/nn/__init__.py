@@ -18,6 +18,7 @@ from ._fixed import FixedGeometry
 from ._from_minkowski import from_minkowski
 from ._from_spconv import from_spconv
 from ._inverse import SparseInverseConv1d, SparseInverseConv2d, SparseInverseConv3d
+from ._masked import MaskedConv1d, MaskedConv2d, MaskedConv3d, MaskedLinear
 from ._norm import SparseBatchNorm
 from ._pool import (
     SparseAvgPool1d,
@@ -32,6 +33,10 @@ from ._pool import (
 
 __all__ = [
     "FixedGeometry",
+    "MaskedConv1d",
+    "MaskedConv2d",
+    "MaskedConv3d",
+    "MaskedLinear",
     "SparseAvgPool1d",
     "SparseAvgPool2d",
     "SparseAvgPool3d",
