@@ -7,6 +7,7 @@ the mask lives, and made anew after it was written to: a tensor counts its in-pl
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -31,13 +32,15 @@ class _Lists:
         self.found: dict[tuple[int, bool, bool], _C.KeptLists] = {}
 
 
-def check_mask(operation: str, weight: Tensor, mask: Tensor) -> None:
+def check_mask(
+    operation: str, mask: Tensor, shape: Sequence[int], device: torch.device
+) -> None:
     """A mask must be a bool tensor of the weight's shape, in its place.
 
     Raises:
         TypeError: no tensor, another dtype or layout.
         ValueError: another shape.
-        RuntimeError: another device, or a tensor without data.
+        RuntimeError: another device, or no data.
     """
     if not isinstance(mask, Tensor):
         raise TypeError(
@@ -48,14 +51,14 @@ def check_mask(operation: str, weight: Tensor, mask: Tensor) -> None:
             f"{operation}: mask must be a strided tensor of torch.bool, got {mask.dtype} "
             f"({mask.layout}); use mask != 0"
         )
-    if mask.shape != weight.shape and mask.flatten(2).shape != weight.shape:
+    if mask.dim() < 3 or tuple(shape) not in (mask.shape, mask.flatten(2).shape):
         raise ValueError(
-            f"{operation}: mask must have the shape of the weight, {tuple(weight.shape)}, got "
-            f"{tuple(mask.shape)}; one entry per weight"
+            f"{operation}: mask must have the shape of the weight, {tuple(shape)}, got "
+            f"{tuple(mask.shape)}; give one entry per weight"
         )
-    if mask.device != weight.device:
+    if mask.device != device:
         raise RuntimeError(
-            f"{operation}: mask must be on {weight.device} like the weight, got {mask.device}; "
+            f"{operation}: mask must be on {device} like the weight, got {mask.device}; "
             "move one of them"
         )
 

@@ -317,7 +317,7 @@ def masked_conv(
             return torch.ops.doublesparse.masked_conv(x, weight, mask, *lists, *sums)
         with torch.autocast("cpu", enabled=False):  # raw operators take operands as they are
             return torch.ops.doublesparse.masked_conv(x, weight, mask, *lists, *sums)
-    check_mask("masked_conv", weight, mask)
+    check_mask("masked_conv", mask, weight.shape, weight.device)
     c_out = weight.shape[1] * groups if transposed else weight.shape[0]
     on_tiles = x.dtype in _HALF and _C.takes_row_groups(x, c_out, groups)
     if on_tiles or kept_lists(mask, groups, transposed, x.dtype).share > DENSE_SHARE:
@@ -368,7 +368,7 @@ def masked_conv_weight_grad(
         lists = (pairs.src_rows, pairs.dst_rows, pairs.offset_start)
         return torch.ops.doublesparse.masked_conv_weight_grad(x, dy, mask, *lists, groups)
     shape = (dy.shape[1], x.shape[1] // groups, pairs.n_offsets)
-    check_mask("masked_conv_weight_grad", x.new_empty(0).expand(0).new_empty(shape), mask)
+    check_mask("masked_conv_weight_grad", mask, shape, x.device)
     kept = kept_lists(mask, groups, False, x.dtype)
     on_tiles = x.dtype in _HALF and _C.takes_row_groups(x, dy.shape[1], groups)
     if on_tiles or kept.share > DENSE_SHARE:
