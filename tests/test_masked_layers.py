@@ -1,4 +1,4 @@
-"""Masked layers: torch's layers on `where(mask, weight, 0)`, and zeros that no optimizer revives."""
+"""Masked layers: torch's layers on `where(mask, weight, 0)`; zeros that no optimizer revives."""
 
 from __future__ import annotations
 
