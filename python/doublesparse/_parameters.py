@@ -169,7 +169,12 @@ def fits(
             )
             or (
                 mask is not None
-                and (mask.shape != shape or mask.dtype is not torch.bool or not mask.is_cpu)
+                and (
+                    mask.shape != shape
+                    or mask.dtype is not torch.bool
+                    or mask.layout is not torch.strided
+                    or not mask.is_cpu
+                )
             )
         ):
             return -1
