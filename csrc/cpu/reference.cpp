@@ -19,7 +19,8 @@ constexpr KernelSet<T> reference_set() {
   return {row_set<T>(),          1,
           gemm_tile_ref<T>,      weight_grad_block_ref<T>,
           depthwise_tile_ref<T>, depthwise_grad_chunk_ref<T>,
-          spmm_set<T>()};
+          spmm_set<T>(),
+          kept_tile_ref<T>,      kept_grad_ref<T>};
 }
 
 template <class T>

@@ -15,6 +15,10 @@ void depthwise_tile_ref(const GemmTile<T>& t);
 template <class T>
 void depthwise_grad_chunk_ref(const DepthwiseGradChunk<T>& t);
 template <class T>
+void kept_tile_ref(const KeptTile<T>& t);
+template <class T>
+void kept_grad_ref(const KeptGradBlock<T>& t);
+template <class T>
 void window_max_ref(const WindowArgs<T>& a, int64_t row_begin, int64_t row_end);
 template <class T>
 void window_sum_ref(const WindowArgs<T>& a, int64_t row_begin, int64_t row_end);

@@ -140,6 +140,47 @@ def conv_weight_grad(
     /,
 ) -> None: ...
 
+# ------------------------------------------------------------------ pruned convolution
+@final
+class KeptLists:
+    """The input channels that a mask keeps, per kernel offset and panel of output channels."""
+
+    def __init__(self, mask: Tensor, groups: int, transposed: bool, is_double: bool, /) -> None: ...
+    @property
+    def n_values(self) -> int: ...
+    @property
+    def n_bytes(self) -> int: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def share(self) -> float: ...
+
+def kept_pack(lists: KeptLists, weight: Tensor, values: Tensor, n_threads: int, /) -> None: ...
+def kept_conv(
+    x: Tensor,
+    lists: KeptLists,
+    values: Tensor,
+    bias: Tensor | None,
+    u: Tensor | None,
+    u_start: Tensor | None,
+    u_rows: Tensor | None,
+    pairs: Pairs,
+    y: Tensor,
+    n_threads: int,
+    /,
+) -> None: ...
+def kept_weight_grad_workspace(lists: KeptLists, pairs: Pairs, n_dst: int, /) -> int: ...
+def kept_weight_grad(
+    x: Tensor,
+    dy: Tensor,
+    pairs: Pairs,
+    lists: KeptLists,
+    workspace: Tensor,
+    dw: Tensor,
+    n_threads: int,
+    /,
+) -> None: ...
+
 # ------------------------------------------------------------------ windows and ground states
 def window_table(
     pairs: Pairs,

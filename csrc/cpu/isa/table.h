@@ -2,6 +2,7 @@
 #pragma once
 #include "cpu/conv/depthwise_kernel.h"
 #include "cpu/conv/gemm_kernel.h"
+#include "cpu/conv/kept_kernel.h"
 #include "cpu/conv/weight_grad_kernel.h"
 #include "cpu/kernels.h"
 #include "cpu/pool/pool_grad_kernel.h"
@@ -30,7 +31,8 @@ template <class T>
 constexpr KernelSet<T> kernel_set() {
   return {row_kernels<T>(),     kPanel<T>,         gemm_tile<T>,
           weight_grad_block<T>, depthwise_tile<T>, depthwise_grad_chunk<T>,
-          spmm_kernels<T>()};
+          spmm_kernels<T>(),
+          kept_tile<T>,         kept_grad<T>};
 }
 
 template <class T>
