@@ -26,5 +26,6 @@ template <class T>
 void widen_ref(const T* from, int64_t n, float* into);
 template <class T>
 void round_ref(const float* from, int64_t n, T* into);
+void tile_spmm_ref(const TileSpmmPart& part);
 
 }  // namespace ds
