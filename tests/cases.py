@@ -18,6 +18,7 @@ import oracle
 from inputs import grid_plan, numbers, random_plan, random_segments, random_table, site_set
 from op_case import LISTS, OpCase, Rng, Sample, arrays, check, to_numpy
 from row_cases import ROW_CASES
+from tile_cases import TILE_CASES
 
 __all__ = ["LISTS", "OP_CASES", "OpCase", "Rng", "Sample", "arrays", "check", "to_numpy"]
 
@@ -472,4 +473,5 @@ OP_CASES = [
         weight_grad_large,
     ),
     *ROW_CASES,
+    *TILE_CASES,
 ]

@@ -130,7 +130,7 @@ void fill_checked(const Arg& row_start, const Arg& columns, const Arg& values, i
                {columns.view.shape[0]});
   const int64_t n_rows = n_tile_blocks(w.n_out), n_blocks = block_columns.view.n_elements();
   check.tensor("counts", counts.view, DType::kInt32, {n_rows, n_tile_blocks(n_in)});
-  check.rows("counts", counts.view, 0, kBlockValues + 1);
+  check.rows("counts", counts.view, 0, INT64_C(1) << 31);
   check.tensor("start", start.view, DType::kInt64, {n_rows + 1});
   check.tensor("block_columns", block_columns.view, DType::kInt32, {n_blocks});
   check.starts("start", start.view, n_blocks);

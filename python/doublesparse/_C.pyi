@@ -143,7 +143,7 @@ def conv_weight_grad(
 # ------------------------------------------------------------------ pruned weights on matrix tiles
 @final
 class TileBlocks:
-    """A pruned bfloat16 weight in 32 x 32 blocks, checked once; must not be written to afterwards."""
+    """A pruned bfloat16 weight in 32 x 32 blocks, checked once; must not be written to."""
 
     def __init__(
         self,

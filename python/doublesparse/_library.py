@@ -23,7 +23,7 @@ from . import _autograd, ops
 from . import _autograd_windows as _windows
 from ._autograd import Grads, Segments, once
 from ._autograd_windows import Table
-from ._tile_ops import out_extents
+from ._tile_ops import out_extents, whole_blocks
 from ._torch_compat import is_forward_mode, operator_tags, traced
 
 NAMESPACE = "doublesparse"
@@ -121,16 +121,18 @@ def _build_pairs(query: Tensor, target: Tensor, *geometry: Any) -> tuple[Tensor,
     return pairs.src_rows, pairs.dst_rows, pairs.offset_start
 
 
+def _tile_blocks(tensors: Sequence[Any], n_in: int) -> ops.TileBlocks:
+    start, columns, place, masks, values, n_out = tensors
+    return ops.TileBlocks(start, columns, place, masks, values, n_out, n_in)
+
+
 def _tile_spmm(x: Tensor, *blocks: Any) -> Tensor:
-    *tensors, n_out, bias = blocks
-    return ops.tile_spmm(x, ops.TileBlocks(*tensors, n_out, x.shape[1]), bias)
+    return ops.tile_spmm(x, _tile_blocks(blocks[:6], x.shape[1]), *blocks[6:])
 
 
 def _tile_conv(x: Tensor, *blocks: Any) -> Tensor:
-    *tensors, n_out, kernel, stride, padding, dilation, bias = blocks
-    n_in = math.prod(kernel) * (-(-x.shape[1] // 32) * 32)
-    weight = ops.TileBlocks(*tensors, n_out, n_in)
-    return ops.tile_conv(x, weight, kernel, stride, padding, dilation, bias)
+    n_in = whole_blocks(x.shape[1]) * math.prod(blocks[6])
+    return ops.tile_conv(x, _tile_blocks(blocks[:6], n_in), *blocks[6:])
 
 
 _IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
@@ -221,9 +223,8 @@ def _ground_taps_shape(table: Tensor, n_class_rows: int) -> tuple[Tensor, ...]:
 
 
 def _tile_conv_shape(x: Tensor, *blocks: Any) -> Tensor:
-    *_, n_out, kernel, stride, padding, dilation, _ = blocks
-    out = out_extents(tuple(x.shape[2:]), kernel, stride, padding, dilation)
-    return x.new_empty(x.shape[0], *out, n_out).movedim(-1, 1)
+    out = out_extents(tuple(x.shape[2:]), *blocks[6:10])
+    return x.new_empty(x.shape[0], *out, blocks[5]).movedim(-1, 1)
 
 
 _SHAPES: dict[str, Callable[..., Any]] = {

@@ -21,9 +21,9 @@ from ._scratch import scratch
 from ._torch_compat import traced
 
 TileBlocks = _C.TileBlocks
-"""``TileBlocks(start, columns, place, masks, values, n_out, n_in)``, checked once; `tile_blocks`.
+"""``TileBlocks(start, columns, place, masks, values, n_out, n_in)``, checked once.
 
-Attention is owed to one rule: its tensors must not be written to afterwards.
+What `tile_blocks` makes; its tensors must not be written to afterwards.
 """
 
 Ints = tuple[int, ...]
@@ -33,7 +33,8 @@ _HALF = 16  # rows of a tile
 _MOST_ROWS = 2**31 - 1
 
 
-def _whole_blocks(n: int) -> int:
+def whole_blocks(n: int) -> int:
+    """`n` rounded up to whole blocks of 32."""
     return -(-n // _BLOCK) * _BLOCK
 
 
@@ -70,7 +71,7 @@ def tile_blocks(
             "channels of one group"
         )
     if channels is not None and channels % _BLOCK:
-        padded = _whole_blocks(channels)
+        padded = whole_blocks(channels)
         n_in = n_in // channels * padded
         columns = columns + (columns // channels) * (padded - channels)
     threads = torch.get_num_threads()
@@ -242,7 +243,7 @@ def _check_geometry(x: Tensor, blocks: _C.TileBlocks, walk: dict[str, Ints]) -> 
             raise ValueError(
                 f"tile_conv: {name} must be {n_axes} numbers from {least} on, got {given}"
             )
-    n_in = math.prod(walk["kernel"]) * _whole_blocks(x.shape[1])
+    n_in = math.prod(walk["kernel"]) * whole_blocks(x.shape[1])
     if n_in != blocks.n_in:
         raise ValueError(
             f"tile_conv: blocks must have {n_in} columns for x {tuple(x.shape)}, got "
@@ -271,12 +272,12 @@ def tile_conv(
     dilation: Ints,
     bias: Tensor | None = None,
 ) -> Tensor:
-    """Convolution with a pruned weight: bfloat16 (N, n_out, \\*out), channels last in memory.
+    """Convolution with a pruned weight: bfloat16 (N, n_out, *out), channels last in memory.
 
     No window is unfolded: a padded channels-last copy of x is read in place, offset by offset.
 
     Args:
-        x: bfloat16 (N, c_in, \\*spatial), 1 to 6 axes; fastest with channels last.
+        x: bfloat16 (N, c_in, *spatial), 1 to 6 axes; fastest with channels last.
         blocks: ``tile_blocks(..., channels=c_in)`` of the matrix (n_out, offset * c_in + channel).
         kernel: extents of the kernel, per axis.
         stride: per axis.
@@ -295,7 +296,7 @@ def tile_conv(
     walk = dict(kernel=kernel, stride=stride, padding=padding, dilation=dilation)
     walk = {name: tuple(given) for name, given in walk.items()}
     out = _check_geometry(x, blocks, walk)
-    channels = _whole_blocks(x.shape[1])
+    channels = whole_blocks(x.shape[1])
     rows = conv_rows(x.shape[0], tuple(x.shape[2:]), channels, **walk)
     image = _padded_image(x, walk["padding"], channels, rows.size)
     n_rows = x.shape[0] * math.prod(out)

@@ -54,7 +54,7 @@ struct FilledBlocks {
   bf16* values;
   int64_t n_values;
 };
-// start: ascending from 0; counts: 0 to 1024. False, with nothing written out of bounds, if the
+// start: ascending from 0; counts: not negative. False, with nothing written out of bounds, if the
 // lists are not those that were counted or do not ascend. T: float or bf16.
 template <class T>
 bool fill_tile_blocks(const CsrWeight& w, const T* values, const int32_t* counts,

@@ -10,16 +10,15 @@
 // Chunks   Up to 16 blocks of a block row, 32 KiB, are multiplied with every 32 rows of the panel
 //          before the next ones: W comes from L1 from the second on, only x (32 lines for 64
 //          cycles) from L2, and the accumulators are moved once a chunk (8 tiles for 64
-//          products), not at all between where a block row has but one. While a chunk is
-//          multiplied the next is spread out into the other buffer, 8 mask words at a time, and
-//          the sums that were finished before are rounded: the products wait for neither.
-// Bound    few rows: 5 bytes from memory for 4 kept values at 70 %, 3.25 a value at 90 % (2048 a
-//          block if whole), or decoding: 32 mask words a block at 3 cycles of port 5 each (2 of
-//          vpexpandw, 1 of kmov), 96 cycles, against the 32 of the two products behind them and the
-//          200 to 450 that 2048 bytes take from L3 or memory. Chunks are 4 blocks then: all
-//          that counts is that decoding runs ahead. Many rows: the products, 64 cycles for 32
-//          rows and a kept block; decoding is 24 cycles of another port for every four of
-//          them at 128 rows, W 1024 / rows bytes a cycle.
+//          products). While a chunk is multiplied the next is spread out into the other buffer, 8
+//          mask words at a time, and the sums that were finished before are rounded: the products
+//          wait for neither.
+// Bound    16 rows: decoding, 32 mask words a block at 3 cycles of port 5 each (2 of vpexpandw, 1 of
+//          kmov), 96 cycles; behind it hide the two products (32) and the bytes of a block (128 and
+//          2 a kept value: 742 at 70 %, 333 at 90 % sparse, where all 2048 take 200 to 450 cycles
+//          from L3 or memory). Chunks are 4 blocks then, and the sums stay in registers. Many rows:
+//          the products, 64 cycles for 32 rows and a kept block; in a panel of 192 rows a block's
+//          decoding is 96 cycles of another port beside 384, its bytes are at most 5 a cycle.
 // Order    an output starts at its bias and sums over its block row's kept blocks, ascending;
 //          within one as the instruction does: even inputs, odd inputs, their sum. So its bits
 //          depend on no other row, nor on how the work is cut up. Pruned values inside a
@@ -211,12 +210,15 @@ void multiply_blocks(Tiles& tiles, const TileSpmmPart& part, const BlockChunk& c
                            (kGroupRows + n - 1) / n};
   for (int64_t half = part.half_begin; half < part.half_end; half += 2, sums += kPairFloats) {
     const bool both = half + 1 < part.half_end;
-    load_sums(tiles, chunk.is_first ? nullptr : sums, bias, both);
+    // The sums of a single pair stay in registers from chunk to chunk.
+    if (chunk.is_first || n_pairs > 1)
+      load_sums(tiles, chunk.is_first ? nullptr : sums, bias, both);
     if (both)
       multiply_halves<Tiles, true>(tiles, w, n, rows.half(half), rows.half(half + 1), stride,
                                    &beside);
     else
       multiply_halves<Tiles, false>(tiles, w, n, rows.half(half), nullptr, stride, &beside);
+    if (!chunk.is_last && n_pairs == 1) return;
     writer->finish();  // it may read what is overwritten now
     store_sums(tiles, sums, both);
     tiles.order_memory();
