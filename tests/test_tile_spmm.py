@@ -189,6 +189,14 @@ def test_convolution_packs_any_number_of_channels(rng):
         assert y.is_contiguous(memory_format=torch.channels_last)
 
 
+def test_raw_operators_know_no_autograd(rng):
+    weight, mask = random_weight(rng, 32, 9 * 32, 0.5)
+    x = numbers(rng, (1, 32, 24, 24), BF16).requires_grad_()
+    for _ in range(2):  # memory that is used again must not remember x
+        y = ops.tile_conv(x, pack(weight, mask, 32), (3, 3), (1, 1), (1, 1), (1, 1))
+        assert not y.requires_grad
+
+
 def test_every_output_of_a_convolution_is_in_one_tile():
     from doublesparse._tile_ops import conv_rows
 

@@ -59,9 +59,9 @@ def tile_blocks(
     Example:
         >>> import torch
         >>> from doublesparse import ops
-        >>> weight = torch.tensor([[0.0, 2.0, 0.0], [1.0, 0.0, 4.0]]).to_sparse_csr()
-        >>> row_start, columns = weight.crow_indices(), weight.col_indices().int()
-        >>> blocks = ops.tile_blocks(row_start, columns, weight.values(), 3)
+        >>> row_start = torch.tensor([0, 1, 3])  # [[0, 2, 0], [1, 0, 4]]
+        >>> columns = torch.tensor([1, 0, 2], dtype=torch.int32)
+        >>> blocks = ops.tile_blocks(row_start, columns, torch.tensor([2.0, 1.0, 4.0]), 3)
         >>> ops.tile_spmm(torch.ones(2, 3, dtype=torch.bfloat16), blocks).tolist()
         [[2.0, 5.0], [2.0, 5.0]]
     """
@@ -226,7 +226,7 @@ def _padded_image(x: Tensor, padding: Ints, channels: int, size: int) -> Tensor:
         inside.narrow(axis, n + p, p).zero_()
         inside = inside.narrow(axis, p, n)
     inside[..., c_in:].zero_()
-    inside[..., :c_in].copy_(x.movedim(1, -1))
+    inside[..., :c_in].copy_(x.detach().movedim(1, -1))
     return flat
 
 

@@ -1,8 +1,8 @@
 // y = x W^T + bias on matrix tiles, W in pruned 32 x 32 blocks, for a panel of rows of x and a
 // range of block rows of W (tile_spmm.h, tile_blocks.h).
 //
-// Layout   x and y row-major bfloat16: a tile of x is loaded from where it lies, 16 rows x 64
-// bytes.
+// Layout   x and y row-major bfloat16: a tile of x is loaded from where it lies, 16 rows of 64
+//          bytes each.
 //          A whole block of W is two tiles as they are; a packed one is spread out first, a mask
 //          word and its values into one row of a tile (vpexpandw).
 // Tile     2 x 2 accumulators (32 rows of x, 32 outputs), 2 tiles of x, 2 of W: 4 loads feed 4
@@ -13,12 +13,12 @@
 //          products). While a chunk is multiplied the next is spread out into the other buffer, 8
 //          mask words at a time, and the sums that were finished before are rounded: the products
 //          wait for neither.
-// Bound    16 rows: decoding, 32 mask words a block at 3 cycles of port 5 each (2 of vpexpandw, 1 of
-//          kmov), 96 cycles; behind it hide the two products (32) and the bytes of a block (128 and
-//          2 a kept value: 742 at 70 %, 333 at 90 % sparse, where all 2048 take 200 to 450 cycles
-//          from L3 or memory). Chunks are 4 blocks then, and the sums stay in registers. Many rows:
-//          the products, 64 cycles for 32 rows and a kept block; in a panel of 192 rows a block's
-//          decoding is 96 cycles of another port beside 384, its bytes are at most 5 a cycle.
+// Bound    16 rows: decoding, 32 mask words a block at 3 cycles of port 5 each (2 of vpexpandw, one
+//          of kmov), 96 cycles; behind it hide the two products (32) and the bytes of a block (128
+//          and 2 a kept value: 742 at 70 %, 333 at 90 % sparse, where all 2048 take 200 to 450
+//          cycles from L3 or memory). Chunks are 4 blocks then, and the sums stay in registers.
+//          Many rows: the products, 64 cycles for 32 rows and a kept block; in a panel of 192 rows
+//          a block's decoding is 96 cycles of another port beside 384, its bytes at most 5 a cycle.
 // Order    an output starts at its bias and sums over its block row's kept blocks, ascending;
 //          within one as the instruction does: even inputs, odd inputs, their sum. So its bits
 //          depend on no other row, nor on how the work is cut up. Pruned values inside a
@@ -33,8 +33,9 @@ namespace {
 constexpr int64_t kManyBlocks = 16, kFewBlocks = 4;
 constexpr int64_t kUnitWords = 8, kBlockUnits = kMaskWords / kUnitWords;
 constexpr int64_t kPairFloats = kGroupRows * kBlockColumns;
-// Values and masks are asked for so far before they are read: a few blocks.
-constexpr int64_t kValuesAhead = 1024, kMasksAhead = 4 * kMaskWords;
+// Values and masks are asked for so far before they are read: 8 blocks of masks; of values 6,
+// at 70 % sparse, so 600 cycles or more, twice the latency of memory.
+constexpr int64_t kValuesAhead = 2048, kMasksAhead = 8 * kMaskWords;
 constexpr int64_t kLineValues = 32;
 
 // Consecutive blocks of a block row.
