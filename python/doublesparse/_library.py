@@ -29,9 +29,7 @@ from ._torch_compat import is_forward_mode, operator_tags, traced
 NAMESPACE = "doublesparse"
 
 _LISTS = "Tensor src_rows, Tensor dst_rows, Tensor offset_start"
-_BLOCKS = (
-    "Tensor start, Tensor columns, Tensor place, Tensor masks, Tensor values, SymInt n_out"
-)
+_BLOCKS = "Tensor start, Tensor columns, Tensor place, Tensor masks, Tensor values, SymInt n_out"
 _WALK = "SymInt[] kernel, SymInt[] stride, SymInt[] padding, SymInt[] dilation"
 
 SCHEMAS = {
