@@ -9,6 +9,7 @@
 #include "cpu/conv/group_conv.h"
 #include "cpu/pool/pool.h"
 #include "cpu/rows/rows.h"
+#include "cpu/spmm/spmm.h"
 #include "cpu/spmm/tile_spmm.h"
 
 namespace ds {
@@ -72,6 +73,7 @@ struct KernelSet : RowKernels<T> {
   // c_in == c_out == the channels, w (n_offsets, channels)
   void (*depthwise_tile)(const GemmTile<T>&);
   void (*depthwise_grad_chunk)(const DepthwiseGradChunk<T>&);
+  SpmmKernels<T> spmm;  // products with pruned weights
 };
 
 // bfloat16 and float16: convolutions run on the float32 kernels, between two conversions.
