@@ -10,6 +10,7 @@
 #include "cpu/pool/pool.h"
 #include "cpu/rows/rows.h"
 #include "cpu/spmm/spmm.h"
+#include "cpu/spmm/tile_spmm.h"
 
 namespace ds {
 
@@ -108,6 +109,7 @@ struct KernelTable {
   // With matrix tiles; null where there are none. dw is padded to 32 x 32 in both dimensions.
   void (*group_conv)(const GroupConvTile&);
   void (*tile_weight_grad)(const WeightGradBlock<bf16>&);
+  void (*tile_spmm)(const TileSpmmPart&);
 };
 
 const KernelTable& kernel_table();            // of the chosen ISA

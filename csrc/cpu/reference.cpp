@@ -37,6 +37,7 @@ const KernelTable kReferenceKernels = {Isa::kReference,
                                        half_reference_set<bf16>(),
                                        half_reference_set<f16>(),
                                        nullptr,
-                                       nullptr};
+                                       nullptr,
+                                       tile_spmm_ref};
 
 }  // namespace ds

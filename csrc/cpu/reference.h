@@ -30,6 +30,7 @@ template <class T>
 void widen_ref(const T* from, int64_t n, float* into);
 template <class T>
 void round_ref(const float* from, int64_t n, T* into);
+void tile_spmm_ref(const TileSpmmPart& part);
 
 template <class T>
 void spmm_tile_ref(const SpmmTile<T>& t);

@@ -61,5 +61,6 @@ constexpr HalfKernelSet<T> half_kernel_set() {
                             half_kernel_set<bf16>(), \
                             half_kernel_set<f16>(),  \
                             nullptr,                 \
+                            nullptr,                 \
                             nullptr};                \
   }
