@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from .. import functional
 from .._freeze import forget_around
-from .._patterns import Pattern, Unstructured, check_pattern, check_sparsity, magnitude_mask
+from .._magnitude import magnitude_mask
+from .._patterns import Pattern, Unstructured, check_pattern, check_sparsity
 from ._projection import keep_where, states_like, unwatch, watch, zero_where
 
 
