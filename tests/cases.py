@@ -27,6 +27,7 @@ from inputs import (
 )
 from op_case import LISTS, OpCase, Rng, Sample, arrays, check, to_numpy
 from row_cases import ROW_CASES
+from tile_cases import TILE_CASES
 
 __all__ = ["LISTS", "OP_CASES", "OpCase", "Rng", "Sample", "arrays", "check", "to_numpy"]
 
@@ -565,4 +566,5 @@ OP_CASES = [
         masked_large(weight_grad_large),
     ),
     *ROW_CASES,
+    *TILE_CASES,
 ]

@@ -303,3 +303,23 @@ def test_loss_goes_down_with_every_pattern():
             optimizer.step()
             losses.append(loss.item())
         assert losses[-1] < losses[0]
+
+
+def test_frozen_grounds_are_forgotten_where_weights_are_pruned():
+    net = (
+        nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 3)).double().eval()
+    )
+    image = torch.zeros(1, 1, 8, 8, dtype=torch.float64)
+    image[0, 0, 4, 4] = 1.0
+    x = ds.SparseTensor.from_dense(image)
+    changes = (
+        lambda: ds.prune.sparsify_(net, 0.5),
+        lambda: net[0].set_mask(~net[0].mask),
+        lambda: net[2].set_mask(torch.zeros_like(net[2].mask)),
+    )
+    for change in changes:
+        ds.freeze_ground(net, (8, 8))
+        with torch.no_grad():
+            net(x)
+            change()
+            assert torch.allclose(net(x).to_dense(), net(image), rtol=1e-12, atol=1e-12)

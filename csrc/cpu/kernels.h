@@ -9,6 +9,8 @@
 #include "cpu/conv/group_conv.h"
 #include "cpu/pool/pool.h"
 #include "cpu/rows/rows.h"
+#include "cpu/spmm/spmm.h"
+#include "cpu/spmm/tile_spmm.h"
 
 namespace ds {
 
@@ -86,6 +88,7 @@ struct KernelSet : RowKernels<T> {
   // c_in == c_out == the channels, w (n_offsets, channels)
   void (*depthwise_tile)(const GemmTile<T>&);
   void (*depthwise_grad_chunk)(const DepthwiseGradChunk<T>&);
+  SpmmKernels<T> spmm;  // products with pruned weights
   void (*kept_tile)(const KeptTile<T>&);
   void (*kept_grad)(const KeptGradBlock<T>&);
 };
@@ -106,6 +109,7 @@ struct KernelTable {
   // With matrix tiles; null where there are none. dw is padded to 32 x 32 in both dimensions.
   void (*group_conv)(const GroupConvTile&);
   void (*tile_weight_grad)(const WeightGradBlock<bf16>&);
+  void (*tile_spmm)(const TileSpmmPart&);
 };
 
 const KernelTable& kernel_table();            // of the chosen ISA

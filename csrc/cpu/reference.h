@@ -30,5 +30,22 @@ template <class T>
 void widen_ref(const T* from, int64_t n, float* into);
 template <class T>
 void round_ref(const float* from, int64_t n, T* into);
+void tile_spmm_ref(const TileSpmmPart& part);
+
+template <class T>
+void spmm_tile_ref(const SpmmTile<T>& t);
+template <class T>
+void spmv_tile_ref(const SpmvTile<T>& t);
+template <class T>
+void sddmm_tile_ref(const SddmmTile<T>& t);
+template <class T>
+void rows_to_panel_ref(const T* x, int64_t ldx, int64_t rows, int64_t columns, T* panel,
+                       int64_t width);
+template <class T>
+void panel_to_rows_ref(const T* panel, int64_t width, int64_t rows, int64_t columns, T* y,
+                       int64_t ldy);
+template <class T>
+void scale_values_ref(const int8_t* from, int64_t n, T scale, T* into);
+constexpr int kRefLanes = 4;  // of the scalar kernels' panels
 
 }  // namespace ds

@@ -165,6 +165,66 @@ def kept_conv(
     u_start: Tensor | None,
     u_rows: Tensor | None,
     pairs: Pairs,
+# ------------------------------------------------------------------ pruned weights on matrix tiles
+@final
+class TileBlocks:
+    """A pruned bfloat16 weight in 32 x 32 blocks, checked once; must not be written to."""
+
+    def __init__(
+        self,
+        start: Tensor,
+        columns: Tensor,
+        place: Tensor,
+        masks: Tensor,
+        values: Tensor,
+        n_out: int,
+        n_in: int,
+        /,
+    ) -> None: ...
+    @property
+    def n_out(self) -> int: ...
+    @property
+    def n_in(self) -> int: ...
+    @property
+    def start(self) -> Tensor: ...
+    @property
+    def columns(self) -> Tensor: ...
+    @property
+    def place(self) -> Tensor: ...
+    @property
+    def masks(self) -> Tensor: ...
+    @property
+    def values(self) -> Tensor: ...
+
+def plan_tile_blocks(
+    row_start: Tensor,
+    columns: Tensor,
+    n_in: int,
+    counts: Tensor,
+    start: Tensor,
+    n_threads: int,
+    /,
+) -> tuple[int, int]: ...
+def fill_tile_blocks(
+    row_start: Tensor,
+    columns: Tensor,
+    values: Tensor,
+    n_in: int,
+    counts: Tensor,
+    start: Tensor,
+    block_columns: Tensor,
+    place: Tensor,
+    masks: Tensor,
+    block_values: Tensor,
+    n_threads: int,
+    /,
+) -> None: ...
+def tile_spmm_workspace(n_rows: int, n_in: int, /) -> int: ...
+def tile_spmm(
+    x: Tensor,
+    blocks: TileBlocks,
+    bias: Tensor | None,
+    workspace: Tensor,
     y: Tensor,
     n_threads: int,
     /,
@@ -177,6 +237,15 @@ def kept_weight_grad(
     lists: KeptLists,
     workspace: Tensor,
     dw: Tensor,
+def tile_conv(
+    x: Tensor,
+    blocks: TileBlocks,
+    half_start: Tensor,
+    block_start: Tensor,
+    row_stride: int,
+    out_rows: Tensor,
+    bias: Tensor | None,
+    y: Tensor,
     n_threads: int,
     /,
 ) -> None: ...

@@ -19,10 +19,12 @@ from ._cache import set_cache_limit
 from ._collate import collate
 from ._crossover import set_crossover
 from ._explain import explain
-from ._freeze import freeze_ground, thaw
+from ._freeze import freeze_ground
 from ._incremental import Incremental
+from ._packed_weight import PackedWeight
 from ._patterns import NM, Block, TopKColumns, TopKRows, Unstructured
 from ._rulebook import Geometry, Rulebook, build_rulebook
+from .prune import thaw
 from .sites import Sites
 from .tensor import GroundState, SparseTensor
 
@@ -36,6 +38,7 @@ __all__ = [
     "Geometry",
     "GroundState",
     "Incremental",
+    "PackedWeight",
     "Rulebook",
     "Sites",
     "SparseTensor",

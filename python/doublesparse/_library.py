@@ -23,11 +23,13 @@ from . import _autograd, ops
 from . import _autograd_windows as _windows
 from ._autograd import Grads, Segments, once
 from ._autograd_windows import Table
+from ._tile_ops import out_extents, whole_blocks
 from ._torch_compat import is_forward_mode, operator_tags, traced
 
 NAMESPACE = "doublesparse"
 
 _LISTS = "Tensor src_rows, Tensor dst_rows, Tensor offset_start"
+_BLOCKS = "Tensor start, Tensor columns, Tensor place, Tensor masks, Tensor values, SymInt n_out"
 _WALK = "SymInt[] kernel, SymInt[] stride, SymInt[] padding, SymInt[] dilation"
 
 _SUMS = (
@@ -66,6 +68,8 @@ SCHEMAS = {
     "window_sum_rows_grad": "(Tensor dy, Tensor table, SymInt n_rows, bool ground) -> Tensor",
     "window_table": f"({_LISTS}, SymInt n_out, Tensor? out_class=None, Tensor? tap_class=None, "
     "SymInt rows_per_sample=0, Tensor? out_batch=None) -> Tensor",
+    "tile_spmm": f"(Tensor x, {_BLOCKS}, Tensor? bias=None) -> Tensor",
+    "tile_conv": f"(Tensor x, {_BLOCKS}, {_WALK}, Tensor? bias=None) -> Tensor",
     "linear_keys": "(Tensor coords, SymInt[] shape) -> Tensor",
     "coords_of_keys": "(Tensor keys, SymInt[] shape) -> Tensor",
     # plan operators
@@ -112,6 +116,20 @@ def _build_pairs(query: Tensor, target: Tensor, *geometry: Any) -> tuple[Tensor,
     return pairs.src_rows, pairs.dst_rows, pairs.offset_start
 
 
+def _tile_blocks(tensors: Sequence[Any], n_in: int) -> ops.TileBlocks:
+    start, columns, place, masks, values, n_out = tensors
+    return ops.TileBlocks(start, columns, place, masks, values, n_out, n_in)
+
+
+def _tile_spmm(x: Tensor, *blocks: Any) -> Tensor:
+    return ops.tile_spmm(x, _tile_blocks(blocks[:6], x.shape[1]), *blocks[6:])
+
+
+def _tile_conv(x: Tensor, *blocks: Any) -> Tensor:
+    n_in = whole_blocks(x.shape[1]) * math.prod(blocks[6])
+    return ops.tile_conv(x, _tile_blocks(blocks[:6], n_in), *blocks[6:])
+
+
 _IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
     "conv": _on_pairs(ops.conv, 2),
     "conv_input_grad": _on_pairs(ops.conv_input_grad, 2),
@@ -135,6 +153,8 @@ _IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
     "window_sum": ops.window_sum,
     "window_sum_rows_grad": _window_sum_rows_grad,
     "window_table": _on_pairs(ops.window_table, 0),
+    "tile_spmm": _tile_spmm,
+    "tile_conv": _tile_conv,
     "linear_keys": ops.linear_keys,
     "coords_of_keys": ops.coords_of_keys,
     "build_pairs": _build_pairs,
@@ -200,6 +220,11 @@ def _ground_taps_shape(table: Tensor, n_class_rows: int) -> tuple[Tensor, ...]:
     return start, _int32(table, _new_size()), _int32(table, _new_size()), u_start
 
 
+def _tile_conv_shape(x: Tensor, *blocks: Any) -> Tensor:
+    out = out_extents(tuple(x.shape[2:]), *blocks[6:10])
+    return x.new_empty(x.shape[0], *out, blocks[5]).movedim(-1, 1)
+
+
 _SHAPES: dict[str, Callable[..., Any]] = {
     "conv": _conv_shape,
     "conv_input_grad": lambda dy, weight, src, dst, start, n_src, groups=1: dy.new_empty(
@@ -235,6 +260,8 @@ _SHAPES: dict[str, Callable[..., Any]] = {
     "window_sum": lambda x, ground, table: x.new_empty(table.shape[0], x.shape[1]),
     "window_sum_rows_grad": lambda dy, table, n, ground: dy.new_empty(n, dy.shape[1]),
     "window_table": lambda src, dst, start, n_out, *ground: _int32(src, n_out, start.shape[0] - 1),
+    "tile_spmm": lambda x, *blocks: x.new_empty(x.shape[0], blocks[5]),
+    "tile_conv": _tile_conv_shape,
     "linear_keys": lambda coords, shape: _int64(coords, coords.shape[0]),
     "coords_of_keys": lambda keys, shape: _int32(keys, keys.shape[0], 1 + len(shape)),
     "build_pairs": _build_pairs_shape,

@@ -208,7 +208,7 @@ def to_matrix(weight: Tensor) -> Tensor:
         >>> to_matrix(torch.arange(6).view(1, 2, 3))
         tensor([[0, 3, 1, 4, 2, 5]])
     """
-    return weight if weight.dim() == 2 else weight.movedim(1, -1).reshape(weight.shape[0], -1)
+    return weight if weight.dim() == 2 else weight.movedim(1, -1).flatten(1)
 
 
 def from_matrix(matrix: Tensor, shape: Sequence[int]) -> Tensor:

@@ -20,6 +20,10 @@ from torch import Tensor
 from . import _C
 from ._kept import DENSE_SHARE, check_mask, kept_lists, masked
 from ._scratch import scratch
+from ._tile_ops import TileBlocks as TileBlocks
+from ._tile_ops import tile_blocks as tile_blocks
+from ._tile_ops import tile_conv as tile_conv
+from ._tile_ops import tile_spmm as tile_spmm
 from ._torch_compat import traced
 from ._window_ops import add_rows as add_rows
 from ._window_ops import every_tap as every_tap

@@ -21,6 +21,7 @@ from ._inverse import SparseInverseConv1d, SparseInverseConv2d, SparseInverseCon
 from ._masked import MaskedConv1d, MaskedConv2d, MaskedConv3d, MaskedLinear
 from ._masked_sparse import MaskedSparseConv2d as _MaskedSparseConv2d  # noqa: F401 (registers)
 from ._norm import SparseBatchNorm
+from ._packed import PackedConv1d, PackedConv2d, PackedConv3d, PackedLinear
 from ._pool import (
     SparseAvgPool1d,
     SparseAvgPool2d,
@@ -38,6 +39,10 @@ __all__ = [
     "MaskedConv2d",
     "MaskedConv3d",
     "MaskedLinear",
+    "PackedConv1d",
+    "PackedConv2d",
+    "PackedConv3d",
+    "PackedLinear",
     "SparseAvgPool1d",
     "SparseAvgPool2d",
     "SparseAvgPool3d",

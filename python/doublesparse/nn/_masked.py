@@ -10,7 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import functional
+from .._freeze import forget_around
+from .._packed_weight import PackedWeight
 from .._patterns import Pattern, Unstructured, check_pattern, check_sparsity, magnitude_mask
+from ._packed_state import load_packed, unpack_into
 from ._projection import keep_where, states_like, unwatch, watch, zero_where
 
 
@@ -21,6 +24,7 @@ class Masked:
     masked one by `mask_layer`, and one again by `unmask_layer`, as the same object.
     """
 
+    frozen = False
     dense_class: type[nn.Module]
     pattern: Pattern
     weight: Tensor
@@ -30,6 +34,7 @@ class Masked:
     def _start(self, pattern: Pattern, mask: Tensor) -> None:
         """Become masked; `mask` is given away."""
         module = cast("nn.Module", self)
+        forget_around(module)
         self.pattern = pattern
         self._changed = None
         module.register_buffer("mask", mask)
@@ -82,6 +87,7 @@ class Masked:
                 f"{type(optimizer).__name__}; leave it out and its state is cleared at its next "
                 "step"
             )
+        forget_around(cast("nn.Module", self))
         changed = mask != self.mask
         self.mask.copy_(mask)
         for tensor in (self.weight, self.weight.grad):
@@ -140,11 +146,21 @@ class Masked:
         if self.mask.dtype is not torch.bool:
             self.mask = self.mask != 0
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        """Weights of a dense model are pruned as they are loaded."""
-        super()._load_from_state_dict(*args, **kwargs)  # type: ignore[misc]
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        """Weights of a dense model are pruned as they are loaded; packed ones are unpacked."""
+        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[misc]
+        if f"{prefix}mask" in state_dict:
+            self._changed = None  # the optimizer's state, loaded too, belongs to that mask
+        load_packed(self, state_dict, prefix, *args)
         self._keep_bool()
         self.project_()
+
+    def _take(self, packed: PackedWeight, assign: bool) -> None:
+        """Use the weight of a frozen model."""
+        unpack_into(self, packed, assign)
+
+    def thaw_(self) -> None:
+        """Undo `ds.prune.freeze`: nothing to do here."""
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A copy, or what was pickled, is as masked as the original."""
@@ -253,6 +269,9 @@ class _MaskedConv(Masked):
         if self.padding_mode != "zeros":
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = 0
+        return self._run(input, padding)
+
+    def _run(self: Any, input: Any, padding: Any) -> Any:
         return self._convolve(
             input,
             self.weight,
@@ -353,8 +372,10 @@ def mask_layer(module: nn.Module, pattern: Pattern, mask: Tensor | None = None) 
 
 
 def unmask_layer(layer: Masked) -> nn.Module:
-    """Make a masked layer what it was before `mask_layer`; pruned weights stay zero."""
+    """Make a masked layer what it was before `mask_layer`; pruned weights are zero."""
+    layer.thaw_()
     unwatch(layer)
+    layer.project_()
     module = cast("nn.Module", layer)
     del layer.mask, layer.pattern, layer._changed
     module.__class__ = layer.dense_class

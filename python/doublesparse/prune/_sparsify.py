@@ -76,6 +76,8 @@ def _obstacle(module: nn.Module, owners: Counter[int], fused: dict[int, str]) ->
         return "its weight is parametrized (torch.nn.utils.parametrize)"
     if not _maskable(module):
         return f"{kind} has no masked form"
+    if isinstance(module, Masked) and module.frozen:
+        return None  # its Parameter is parked; a new mask thaws it
     weight = module._parameters.get("weight")
     if weight is None:
         return "its weight is computed by a hook (torch.nn.utils); remove it first"
