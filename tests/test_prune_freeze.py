@@ -6,10 +6,10 @@ import copy
 import gc
 import io
 import pickle
+import threading
 import weakref
 
 import pytest
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -221,7 +221,6 @@ def test_memory(dtype, share: float) -> None:
     buffer = io.BytesIO()
     torch.save(net.state_dict(), buffer)
     assert len(buffer.getvalue()) <= share * dense + 8000
-    assert len(safetensors.torch.save(net.state_dict())) <= share * dense + 8000
     assert len(pickle.dumps(net)) <= (share + 0.02) * dense + 16000
     ds.thaw(net)
     assert net[1]._changed is not None and net[1]._changed.shape == net[1].weight.shape
@@ -337,7 +336,6 @@ def round_trips(state: dict[str, Tensor]):
     torch.save(state, buffer)
     buffer.seek(0)
     yield torch.load(buffer, weights_only=True)
-    yield safetensors.torch.load(safetensors.torch.save(state))
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)
@@ -359,6 +357,17 @@ def test_load_into_frozen_and_masked(pattern, dtype) -> None:
         assert all(a is b for a, b in zip(parameters, masked.parameters()))
         assert {layer.pattern for layer in layers(masked)} == {pattern}
         assert torch.allclose(masked(x), y, atol=1e-5)
+
+
+def test_safetensors() -> None:
+    """A file of a frozen model: small, and read into another one."""
+    files = pytest.importorskip("safetensors.torch", reason="safetensors is not installed")
+    for dtype in (None, torch.bfloat16, torch.int8):
+        source, target = (ds.nn.MaskedConv2d(64, 64, 3, sparsity=s) for s in (0.9, 0.1))
+        data = files.save(ds.prune.freeze(source, dtype).state_dict())
+        assert len(data) <= 0.2 * source.weight.numel() * 4
+        ds.prune.freeze(target).load_state_dict(files.load(data))
+        assert target.packed == source.packed and torch.equal(target.bias, source.bias)
 
 
 def test_load_with_assign_and_onto_meta() -> None:
@@ -482,6 +491,29 @@ def test_autocast() -> None:
         got = ds.prune.freeze(net)(x)
     assert got.dtype == want.dtype == torch.bfloat16
     assert float((got - want).detach().abs().max()) <= 2**-7 * float(want.detach().abs().max())
+
+
+def test_compiled() -> None:
+    """`torch.compile` runs a frozen model; graph breaks are fine."""
+    net, x = ds.prune.freeze(network()), images()
+    with torch.no_grad():
+        assert torch.equal(torch.compile(net, backend="eager")(x), net(x))
+
+
+def test_threads() -> None:
+    """Several threads run one frozen model."""
+    net, x = ds.prune.freeze(network()), images()
+    want, wrong = net(x), []
+
+    def work() -> None:
+        wrong.extend(not torch.equal(net(x), want) for _ in range(10))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == 40 * [False]
 
 
 # ------------------------------------------------------------------ what is left alone, and errors

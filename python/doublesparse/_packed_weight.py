@@ -46,10 +46,12 @@ class PackedWeight:
         True
     """
 
-    __slots__ = ("_layout", "_tensors", "_forms", "__weakref__")
+    __slots__ = ("_layout", "_tensors", "_scales", "_nbytes", "_forms", "__weakref__")
 
     _layout: Layout
-    _tensors: dict[str, Tensor]
+    _tensors: dict[str, Tensor]  # read by `tensors` alone
+    _scales: Tensor | None
+    _nbytes: int
     _forms: dict[Any, Any]  # what kernels made of it: neither copied, pickled nor compared
 
     def __init__(self) -> None:
@@ -61,7 +63,14 @@ class PackedWeight:
     @classmethod
     def _of(cls, layout: Layout, tensors: dict[str, Tensor]) -> PackedWeight:
         packed = object.__new__(cls)
-        for name, value in (("_layout", layout), ("_tensors", tensors), ("_forms", {})):
+        slots = {
+            "_layout": layout,
+            "_tensors": tensors,
+            "_scales": tensors.get("scales"),
+            "_nbytes": sum(t.numel() * t.element_size() for t in tensors.values()),
+            "_forms": {},
+        }
+        for name, value in slots.items():
             object.__setattr__(packed, name, value)
         return packed
 
@@ -212,12 +221,12 @@ class PackedWeight:
     @property
     def nbytes(self) -> int:
         """Bytes of what `tensors` returns."""
-        return sum(t.numel() * t.element_size() for t in self.tensors().values())
+        return self._nbytes
 
     @property
     def scales(self) -> Tensor | None:
         """(c_out,) for int8: a stored value is multiplied by its row's; None otherwise."""
-        return self.tensors().get("scales")
+        return self._scales
 
     def to(self, device: torch.device | str) -> PackedWeight:
         """Itself; there are no kernels for another device than the CPU yet.
@@ -240,7 +249,7 @@ class PackedWeight:
             was float64.
         """
         tensors, layout = self.tensors(), self._layout
-        values, scales = tensors["values"], tensors.get("scales")
+        values, scales = tensors["values"], self._scales
         dtype = layout.dtype if scales is None else scales.dtype
         units = torch.zeros(layout.n_units, *layout.block, dtype=dtype)
         units[self._units()] = values.to(dtype).reshape(-1, *layout.block)
@@ -296,10 +305,11 @@ class PackedWeight:
 
     def _units(self) -> Tensor:
         """Numbers of the kept units: checked again, for who knows who wrote to the tensors."""
-        units = decode(self.tensors(), self._layout.n_units)
-        if len(units) != len(self.tensors()["values"]):
+        tensors = self.tensors()
+        units = decode(tensors, self._layout.n_units)
+        if len(units) != len(tensors["values"]):
             raise ValueError(
-                f"PackedWeight: tensors must keep {len(self.tensors()['values'])} units, got "
+                f"PackedWeight: tensors must keep {len(tensors['values'])} units, got "
                 f"{len(units)}; do not write to what tensors() or a state_dict returned"
             )
         return units
