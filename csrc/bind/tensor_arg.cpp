@@ -11,6 +11,8 @@ namespace {
 namespace py = pybind11;
 
 DType dtype_of(uint8_t code, int bits) {
+  if (code == dlpack::kInt && bits == 8) return DType::kInt8;
+  if (code == dlpack::kInt && bits == 16) return DType::kInt16;
   if (code == dlpack::kInt && bits == 32) return DType::kInt32;
   if (code == dlpack::kInt && bits == 64) return DType::kInt64;
   if (code == dlpack::kFloat && bits == 32) return DType::kFloat32;
@@ -22,6 +24,10 @@ DType dtype_of(uint8_t code, int bits) {
 
 const char* name_of(DType dtype) {
   switch (dtype) {
+    case DType::kInt8:
+      return "int8";
+    case DType::kInt16:
+      return "int16";
     case DType::kInt32:
       return "int32";
     case DType::kInt64:
@@ -82,6 +88,8 @@ void view_by_attributes(py::handle object, TensorView* view) {
   const std::string dtype = py::str(object.attr("dtype"));
   view->dtype = dtype == "torch.float32"    ? DType::kFloat32
                 : dtype == "torch.float64"  ? DType::kFloat64
+                : dtype == "torch.int8"     ? DType::kInt8
+                : dtype == "torch.int16"    ? DType::kInt16
                 : dtype == "torch.int32"    ? DType::kInt32
                 : dtype == "torch.int64"    ? DType::kInt64
                 : dtype == "torch.bfloat16" ? DType::kBFloat16

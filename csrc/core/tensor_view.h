@@ -4,12 +4,22 @@
 
 namespace ds {
 
-enum class DType : uint8_t { kInt32, kInt64, kFloat32, kFloat64, kBFloat16, kFloat16, kOther };
+enum class DType : uint8_t { kInt8, kInt16, kInt32, kInt64, kFloat32, kFloat64, kBFloat16, kFloat16, kOther };
 
 constexpr int64_t bytes_of(DType dtype) {
-  return dtype == DType::kBFloat16 || dtype == DType::kFloat16 ? 2
-         : dtype == DType::kInt32 || dtype == DType::kFloat32  ? 4
-                                                               : 8;
+  switch (dtype) {
+    case DType::kInt8:
+      return 1;
+    case DType::kInt16:
+    case DType::kBFloat16:
+    case DType::kFloat16:
+      return 2;
+    case DType::kInt32:
+    case DType::kFloat32:
+      return 4;
+    default:
+      return 8;
+  }
 }
 
 constexpr int kMaxDims = 8;

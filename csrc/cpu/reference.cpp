@@ -9,10 +9,18 @@ constexpr RowKernels<T> row_set() {
 }
 
 template <class T>
+constexpr SpmmKernels<T> spmm_set() {
+  return {kRefLanes,         scale_values_ref<T>,  spmm_tile_ref<T>,    spmv_tile_ref<T>,
+          sddmm_tile_ref<T>, rows_to_panel_ref<T>, panel_to_rows_ref<T>};
+}
+
+template <class T>
 constexpr KernelSet<T> reference_set() {
   return {row_set<T>(),          1,
           gemm_tile_ref<T>,      weight_grad_block_ref<T>,
-          depthwise_tile_ref<T>, depthwise_grad_chunk_ref<T>};
+          depthwise_tile_ref<T>, depthwise_grad_chunk_ref<T>,
+          spmm_set<T>(),
+          kept_tile_ref<T>,      kept_grad_ref<T>};
 }
 
 template <class T>
@@ -29,6 +37,7 @@ const KernelTable kReferenceKernels = {Isa::kReference,
                                        half_reference_set<bf16>(),
                                        half_reference_set<f16>(),
                                        nullptr,
-                                       nullptr};
+                                       nullptr,
+                                       tile_spmm_ref};
 
 }  // namespace ds

@@ -15,6 +15,10 @@ void depthwise_tile_ref(const GemmTile<T>& t);
 template <class T>
 void depthwise_grad_chunk_ref(const DepthwiseGradChunk<T>& t);
 template <class T>
+void kept_tile_ref(const KeptTile<T>& t);
+template <class T>
+void kept_grad_ref(const KeptGradBlock<T>& t);
+template <class T>
 void window_max_ref(const WindowArgs<T>& a, int64_t row_begin, int64_t row_end);
 template <class T>
 void window_sum_ref(const WindowArgs<T>& a, int64_t row_begin, int64_t row_end);
@@ -26,5 +30,22 @@ template <class T>
 void widen_ref(const T* from, int64_t n, float* into);
 template <class T>
 void round_ref(const float* from, int64_t n, T* into);
+void tile_spmm_ref(const TileSpmmPart& part);
+
+template <class T>
+void spmm_tile_ref(const SpmmTile<T>& t);
+template <class T>
+void spmv_tile_ref(const SpmvTile<T>& t);
+template <class T>
+void sddmm_tile_ref(const SddmmTile<T>& t);
+template <class T>
+void rows_to_panel_ref(const T* x, int64_t ldx, int64_t rows, int64_t columns, T* panel,
+                       int64_t width);
+template <class T>
+void panel_to_rows_ref(const T* panel, int64_t width, int64_t rows, int64_t columns, T* y,
+                       int64_t ldy);
+template <class T>
+void scale_values_ref(const int8_t* from, int64_t n, T scale, T* into);
+constexpr int kRefLanes = 4;  // of the scalar kernels' panels
 
 }  // namespace ds

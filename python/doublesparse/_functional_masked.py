@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ._convolution import convolution
+from .tensor import SparseTensor
+
 
 def _kept(weight: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, weight, 0.0)
@@ -29,6 +32,9 @@ def masked_conv1d(
     groups: int = 1,
 ) -> Any:
     """`F.conv1d` with the kept weights alone; the gradient of a masked weight is exactly 0."""
+    if isinstance(x, SparseTensor):
+        geometry = (stride, padding, dilation, groups)
+        return convolution("masked_conv1d", 1, x, weight, bias, *geometry, mask)
     return F.conv1d(x, _kept(weight, mask), bias, stride, padding, dilation, groups)
 
 
@@ -43,6 +49,9 @@ def masked_conv2d(
     groups: int = 1,
 ) -> Any:
     """`F.conv2d` with the kept weights alone; the gradient of a masked weight is exactly 0."""
+    if isinstance(x, SparseTensor):
+        geometry = (stride, padding, dilation, groups)
+        return convolution("masked_conv2d", 2, x, weight, bias, *geometry, mask)
     return F.conv2d(x, _kept(weight, mask), bias, stride, padding, dilation, groups)
 
 
@@ -57,4 +66,7 @@ def masked_conv3d(
     groups: int = 1,
 ) -> Any:
     """`F.conv3d` with the kept weights alone; the gradient of a masked weight is exactly 0."""
+    if isinstance(x, SparseTensor):
+        geometry = (stride, padding, dilation, groups)
+        return convolution("masked_conv3d", 3, x, weight, bias, *geometry, mask)
     return F.conv3d(x, _kept(weight, mask), bias, stride, padding, dilation, groups)

@@ -2,11 +2,15 @@
 #pragma once
 #include "cpu/conv/depthwise_kernel.h"
 #include "cpu/conv/gemm_kernel.h"
+#include "cpu/conv/kept_kernel.h"
 #include "cpu/conv/weight_grad_kernel.h"
 #include "cpu/kernels.h"
 #include "cpu/pool/pool_grad_kernel.h"
 #include "cpu/pool/pool_kernel.h"
 #include "cpu/rows/segment_sum_kernel.h"
+#include "cpu/spmm/sddmm_kernel.h"
+#include "cpu/spmm/spmm_kernel.h"
+#include "cpu/spmm/transpose_kernel.h"
 
 namespace ds {
 namespace {
@@ -18,9 +22,17 @@ constexpr RowKernels<T> row_kernels() {
 }
 
 template <class T>
+constexpr SpmmKernels<T> spmm_kernels() {
+  return {kLanes<T>,     scale_values<T>,  spmm_tile<T>,    spmv_tile<T>,
+          sddmm_tile<T>, rows_to_panel<T>, panel_to_rows<T>};
+}
+
+template <class T>
 constexpr KernelSet<T> kernel_set() {
   return {row_kernels<T>(),     kPanel<T>,         gemm_tile<T>,
-          weight_grad_block<T>, depthwise_tile<T>, depthwise_grad_chunk<T>};
+          weight_grad_block<T>, depthwise_tile<T>, depthwise_grad_chunk<T>,
+          spmm_kernels<T>(),
+          kept_tile<T>,         kept_grad<T>};
 }
 
 template <class T>
@@ -48,6 +60,7 @@ constexpr HalfKernelSet<T> half_kernel_set() {
                             kernel_set<double>(),    \
                             half_kernel_set<bf16>(), \
                             half_kernel_set<f16>(),  \
+                            nullptr,                 \
                             nullptr,                 \
                             nullptr};                \
   }

@@ -149,5 +149,22 @@ template <class V>
 }
 #endif
 
+// The same for single values.
+#if defined(__FMA__) || defined(__aarch64__)
+[[gnu::always_inline]] inline float fma(float a, float b, float c) {
+  return __builtin_fmaf(a, b, c);
+}
+[[gnu::always_inline]] inline double fma(double a, double b, double c) {
+  return __builtin_fma(a, b, c);
+}
+#else
+[[gnu::always_inline]] inline float fma(float a, float b, float c) {
+  return a * b + c;
+}
+[[gnu::always_inline]] inline double fma(double a, double b, double c) {
+  return a * b + c;
+}
+#endif
+
 }  // namespace
 }  // namespace ds

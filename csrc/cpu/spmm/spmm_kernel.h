@@ -1,0 +1,233 @@
+// A pruned weight times a panel of activations: SIMD bodies over vec.h. Contract: spmm.h.
+//
+// Unit of 1 row    a kept weight is broadcast and multiplies `vectors` vectors of lanes straight
+//          from memory: one load per multiply-add and one for the weight, so 4 vectors allow 4/5 of
+//          what the two load ports allow, that is 0.8 of the peak, if the panel's block is in L1.
+//          A row has 8 / vectors chains of accumulators: 8 independent multiply-adds in flight
+//          cover their latency of 4 cycles on two ports also where a batch is narrow.
+// Unit of 4..16    a kept column meets 4 rows at once: per column kBlockVectors loads and 4
+//          broadcasts feed 4 kBlockVectors multiply-adds, so the multiply-adds are the bound.
+// Bound    2 * kept * lanes flops; bytes of W: 6 a kept weight (2 + 4 unit_rows an entry).
+#pragma once
+#include "cpu/isa/vec.h"
+#include "cpu/spmm/spmm.h"
+
+namespace ds {
+namespace {
+
+constexpr int kChains = 8;
+#if DS_VEC_BYTES == 64
+constexpr int kBlockVectors = 4;
+#else
+constexpr int kBlockVectors = 2;
+#endif
+
+// Where a column's lanes begin.
+template <bool kTable, class Tile>
+[[gnu::always_inline]] inline int64_t place(const Tile& t, int64_t entry) {
+  if constexpr (kTable)
+    return t.offset[t.columns[entry]];
+  else
+    return t.columns[entry] * t.ldx;
+}
+
+template <class T, int R>
+[[gnu::always_inline]] inline void start_lanes(Vec<T> (&acc)[R], const T* y, const T* bias,
+                                               bool first) {
+  if (first) {
+    const Vec<T> value = bias ? splat(*bias) : Vec<T>{};
+#pragma GCC unroll 16
+    for (int v = 0; v < R; ++v) acc[v] = value;
+  } else {
+#pragma GCC unroll 16
+    for (int v = 0; v < R; ++v) acc[v] = load(y + v * kLanes<T>);
+  }
+}
+
+// One row's segment [j, end) against R vectors of lanes, in U chains.
+template <class T, int R, int U, bool kTable>
+[[gnu::always_inline]] inline void multiply_segment(const SpmmTile<T>& t, int64_t row, int64_t j,
+                                                    int64_t end) {
+  T* y = t.y + row * t.ldy;
+  Vec<T> acc[U][R];
+  start_lanes<T, R>(acc[0], y, t.bias ? t.bias + row : nullptr, t.first);
+#pragma GCC unroll 8
+  for (int u = 1; u < U; ++u)
+#pragma GCC unroll 4
+    for (int v = 0; v < R; ++v) acc[u][v] = Vec<T>{};
+  for (; j + U <= end; j += U) {
+#pragma GCC unroll 8
+    for (int u = 0; u < U; ++u) {
+      const Vec<T> w = splat(t.values[j + u]);
+      const T* x = t.x + place<kTable>(t, j + u);
+#pragma GCC unroll 4
+      for (int v = 0; v < R; ++v) acc[u][v] = fma(w, load(x + v * kLanes<T>), acc[u][v]);
+    }
+  }
+  for (; j < end; ++j) {
+    const Vec<T> w = splat(t.values[j]);
+    const T* x = t.x + place<kTable>(t, j);
+#pragma GCC unroll 4
+    for (int v = 0; v < R; ++v) acc[0][v] = fma(w, load(x + v * kLanes<T>), acc[0][v]);
+  }
+#pragma GCC unroll 4
+  for (int half = U / 2; half > 0; half /= 2)
+#pragma GCC unroll 8
+    for (int u = 0; u < half; ++u)
+#pragma GCC unroll 4
+      for (int v = 0; v < R; ++v) acc[u][v] += acc[u + half][v];
+#pragma GCC unroll 4
+  for (int v = 0; v < R; ++v) store(y + v * kLanes<T>, acc[0][v]);
+}
+
+template <class T, int R, int U, bool kTable>
+void multiply_segments(const SpmmTile<T>& t) {
+  for (int64_t row = t.unit_begin; row < t.unit_end; ++row) {
+    const int64_t begin = t.starts[row], end = t.starts[row + 1];
+    if (begin < end || t.first) multiply_segment<T, R, U, kTable>(t, row, begin, end);
+  }
+}
+
+template <class T, int R, int U>
+void multiply_rows_of(const SpmmTile<T>& t) {
+  if (t.offset)
+    multiply_segments<T, R, U, true>(t);
+  else
+    multiply_segments<T, R, U, false>(t);
+}
+
+// Rows [row, row + 4) of a unit, V vectors from `lane` on; `values` points at the first of the four
+// weights of entry 0.
+template <class T, int V>
+[[gnu::always_inline]] inline void multiply_four(const SpmmTile<T>& t, const T* values, int64_t row,
+                                                 int64_t lane, int64_t begin, int64_t end) {
+  Vec<T> acc[4][V];
+#pragma GCC unroll 4
+  for (int r = 0; r < 4; ++r)
+    start_lanes<T, V>(acc[r], t.y + (row + r) * t.ldy + lane, t.bias ? t.bias + row + r : nullptr,
+                      t.first);
+  for (int64_t j = begin; j < end; ++j) {
+    const T* x = t.x + (t.offset ? t.offset[t.columns[j]] : t.columns[j] * t.ldx) + lane;
+    const T* w = values + j * t.unit_rows;
+    Vec<T> b[V];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) b[v] = load(x + v * kLanes<T>);
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; ++r) {
+      const Vec<T> a = splat(w[r]);
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) acc[r][v] = fma(a, b[v], acc[r][v]);
+    }
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < 4; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) store(t.y + (row + r) * t.ldy + lane + v * kLanes<T>, acc[r][v]);
+}
+
+// A unit of 4, 8 or 16 rows, all of which exist (n_rows is a multiple of unit_rows).
+template <class T>
+void multiply_units(const SpmmTile<T>& t) {
+  for (int64_t unit = t.unit_begin; unit < t.unit_end; ++unit) {
+    const int64_t begin = t.starts[unit], end = t.starts[unit + 1];
+    if (begin == end && !t.first) continue;
+    for (int64_t r = 0; r < t.unit_rows; r += 4) {
+      const int64_t row = unit * t.unit_rows + r;
+      int v = 0;
+      for (; v + kBlockVectors <= t.vectors; v += kBlockVectors)
+        multiply_four<T, kBlockVectors>(t, t.values + r, row, v * kLanes<T>, begin, end);
+      for (; v < t.vectors; ++v)
+        multiply_four<T, 1>(t, t.values + r, row, v * kLanes<T>, begin, end);
+    }
+  }
+}
+
+template <class T>
+void spmm_tile(const SpmmTile<T>& t) {
+  if (t.unit_rows > 1) return multiply_units(t);
+  switch (t.vectors) {
+    case 1:
+      return multiply_rows_of<T, 1, kChains>(t);
+    case 2:
+      return multiply_rows_of<T, 2, kChains / 2>(t);
+    case 3:
+      return multiply_rows_of<T, 3, kChains / 4>(t);
+    default:
+      return multiply_rows_of<T, 4, kChains / 4>(t);
+  }
+}
+
+// A single row of activations: four of them are put together from scalar loads, which costs less
+// than a gather (0.4 ns an entry against 0.7 on Zen 3), and multiplied by four weights at once, in
+// two chains; then by memory: 6 bytes an entry.
+// (No call passes a Quad, all are inlined: gcc's note on the ABI of wide vectors does not matter.)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wpsabi"
+template <class T>
+using Quad __attribute__((vector_size(4 * sizeof(T)))) = T;
+
+template <class T>
+[[gnu::always_inline]] inline Quad<T> quad_fma(Quad<T> a, Quad<T> b, Quad<T> c) {
+#if defined(__FMA__)
+  if constexpr (sizeof(T) == 4)
+    return _mm_fmadd_ps(a, b, c);
+  else
+    return _mm256_fmadd_pd(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+template <class T>
+[[gnu::always_inline]] inline Quad<T> four_of(const T* x, const uint16_t* columns) {
+  uint64_t packed;
+  __builtin_memcpy(&packed, columns, sizeof packed);
+  return Quad<T>{x[packed & 0xffff], x[packed >> 16 & 0xffff], x[packed >> 32 & 0xffff],
+                 x[packed >> 48]};
+}
+
+template <class T>
+[[gnu::always_inline]] inline Quad<T> four_weights(const T* w, int64_t step) {
+  if (step > 1) return Quad<T>{w[0], w[step], w[2 * step], w[3 * step]};
+  Quad<T> v;
+  __builtin_memcpy(&v, w, sizeof v);
+  return v;
+}
+
+template <class T>
+[[gnu::always_inline]] inline T dot_entries(const SpmvTile<T>& t, const T* w, int64_t step,
+                                            int64_t j, int64_t end, T sum) {
+  Quad<T> a{}, b{};
+  for (; j + 8 <= end; j += 8) {
+    a = quad_fma<T>(four_weights(w + j * step, step), four_of(t.x, t.columns + j), a);
+    b = quad_fma<T>(four_weights(w + (j + 4) * step, step), four_of(t.x, t.columns + j + 4), b);
+  }
+  for (; j < end; ++j) sum = fma(w[j * step], t.x[t.columns[j]], sum);
+  a += b;
+  return sum + ((a[0] + a[2]) + (a[1] + a[3]));
+}
+#pragma GCC diagnostic pop
+
+template <class T>
+void spmv_tile(const SpmvTile<T>& t) {
+  for (int64_t unit = t.unit_begin; unit < t.unit_end; ++unit) {
+    const int64_t begin = t.starts[unit], end = t.starts[unit + 1];
+    if (begin == end && !t.first) continue;
+    for (int64_t r = 0; r < t.unit_rows; ++r) {
+      const int64_t row = unit * t.unit_rows + r;
+      const T before = !t.first ? t.y[row] : t.bias ? t.bias[row] : T(0);
+      if (t.unit_rows == 1)
+        t.y[row] = dot_entries(t, t.values, 1, begin, end, before);
+      else
+        t.y[row] = dot_entries(t, t.values + r, t.unit_rows, begin, end, before);
+    }
+  }
+}
+
+template <class T>
+void scale_values(const int8_t* from, int64_t n, T scale, T* into) {
+  for (int64_t i = 0; i < n; ++i) into[i] = static_cast<T>(from[i]) * scale;
+}
+
+}  // namespace
+}  // namespace ds
