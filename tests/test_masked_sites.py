@@ -22,6 +22,7 @@ from doublesparse import _C, _costs, _crossover
 from doublesparse._kept import DENSE_SHARE, _known, kept_lists, kept_share
 from inputs import MASKS, make_input, numbers, random_plan, weight_mask
 
+
 @contextlib.contextmanager
 def crossover_at(value):
     before = _crossover.get_crossover()
@@ -242,7 +243,8 @@ def test_gradcheck(rng):
 
     leaves = (x.features, x.ground, torch.randn(6, 5, 3, 3).double(), torch.randn(6).double())
     with crossover_at(None):
-        assert torch.autograd.gradcheck(f, [a.clone().requires_grad_() for a in leaves], fast_mode=True)
+        inputs = [a.clone().requires_grad_() for a in leaves]
+        assert torch.autograd.gradcheck(f, inputs, fast_mode=True)
 
 
 @pytest.mark.parametrize("crossover", (None, 0.0))
