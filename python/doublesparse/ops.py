@@ -20,6 +20,9 @@ from torch import Tensor
 from . import _C
 from ._kept import DENSE_SHARE, check_mask, kept_lists, masked
 from ._scratch import scratch
+from ._spmm_ops import Tiles as Tiles
+from ._spmm_ops import sddmm as sddmm
+from ._spmm_ops import spmm as spmm
 from ._tile_ops import TileBlocks as TileBlocks
 from ._tile_ops import tile_blocks as tile_blocks
 from ._tile_ops import tile_conv as tile_conv
