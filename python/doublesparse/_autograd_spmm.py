@@ -37,6 +37,18 @@ def _counts(structures: MatrixStructures, n_rows: int) -> Product:
     return Product(n_rows, columns, outputs, structures.n_kept, unit)
 
 
+def runs_dense(n_rows: int, mask: Tensor, dtype: torch.dtype, trained: bool) -> bool:
+    """Whether torch's kernels do all of a layer: its product and, if trained, both gradients."""
+    p = _counts(of_matrix(mask), n_rows)
+    if runs_sparse(p, dtype, trained=True):
+        return False
+    return not trained or not (runs_sparse(_transposed(p), dtype, True) or samples(p, dtype))
+
+
+def _transposed(p: Product) -> Product:
+    return p._replace(columns=p.outputs, outputs=p.columns, unit=1)
+
+
 def masked_product(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None = None) -> Tensor:
     """`x @ where(mask, weight, 0).T + bias`: (m, c_out); no gradient."""
     structures = of_matrix(mask)
@@ -49,9 +61,7 @@ def masked_product(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None 
 def masked_input_grad(dy: Tensor, weight: Tensor, mask: Tensor) -> Tensor:
     """`dy @ where(mask, weight, 0)`: (m, c_in)."""
     structures = of_matrix(mask)
-    p = _counts(structures, dy.shape[0])
-    transposed = p._replace(columns=p.outputs, outputs=p.columns, unit=1)
-    if not runs_sparse(transposed, dy.dtype, trained=True):
+    if not runs_sparse(_transposed(_counts(structures, dy.shape[0])), dy.dtype, trained=True):
         return dy @ _dense(weight, mask)
     backward, order = structures.backward
     values = _values(weight, structures.forward.index)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import _autograd_spmm as _spmm
+from ._autograd import wanted
 from ._torch_compat import traced
 
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -49,6 +50,10 @@ def masked_linear(x: Any, weight: Tensor, mask: Tensor, bias: Tensor | None = No
         with torch.autocast("cpu", enabled=False):
             own = bias if bias is None else bias.to(dtype)
             return masked_linear(x.to(dtype), weight.to(dtype), mask, own)
+    if not traced(x) and _spmm.runs_dense(
+        x.numel() // x.shape[-1], mask, x.dtype, wanted(x, weight)
+    ):
+        return F.linear(x, torch.where(mask, weight, 0), bias)
     rows = x.reshape(-1, x.shape[-1])
     if not rows.is_contiguous():
         rows = rows.contiguous()
