@@ -9,5 +9,6 @@ void bind_conv(pybind11::module_& m);
 void bind_windows(pybind11::module_& m);
 void bind_rows(pybind11::module_& m);
 void bind_spmm(pybind11::module_& m);
+void bind_masked_conv(pybind11::module_& m);
 
 }  // namespace ds
