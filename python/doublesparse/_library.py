@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _autograd, ops
+from . import _autograd, _library_masked_conv, ops
 from . import _autograd_windows as _windows
 from ._autograd import Grads, Segments, once
 from ._autograd_windows import Table
@@ -70,6 +70,7 @@ SCHEMAS = {
     "invert_rows": "(Tensor rows, SymInt n) -> (Tensor, Tensor)",
     "join_rows": "(Tensor a, Tensor b) -> (Tensor, Tensor, Tensor)",
 }
+SCHEMAS |= _library_masked_conv.SCHEMAS
 """Every operator; arguments are named as in `ops` and `_autograd`."""
 
 
@@ -142,6 +143,7 @@ _IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
     "ground_taps": ops.ground_taps,
     "every_tap": ops.every_tap,
     "invert_rows": ops.invert_rows,
+    **_library_masked_conv.IMPLEMENTATIONS,
 }
 
 
@@ -239,6 +241,7 @@ _SHAPES: dict[str, Callable[..., Any]] = {
     ),
     "join_rows": _join_rows_shape,
     "invert_rows": lambda rows, n: (_int64(rows, n + 1), _int64(rows, _new_size())),
+    **_library_masked_conv.SHAPES,
 }
 
 
@@ -356,6 +359,7 @@ _GRADIENTS: dict[str, tuple[Callable[..., Any], Callable[..., None]]] = {
     "scatter_rows": (_scatter_backward, _save_scatter),
     "window_max": (_window_max_backward, _save_window),
     "window_sum": (_window_sum_backward, _save_window),
+    **_library_masked_conv.GRADIENTS,
 }
 
 
