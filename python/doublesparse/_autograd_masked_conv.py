@@ -18,8 +18,7 @@ from ._torch_compat import fast_apply, traced
 
 def bias_grad(dy: Tensor) -> Tensor:
     """Sum over images and pixels, in a fixed order: (c_out,)."""
-    rows = dy.movedim(1, -1).reshape(-1, dy.shape[1])
-    return column_sum(rows)
+    return column_sum(dy.movedim(1, -1).reshape(-1, dy.shape[1]).contiguous())
 
 
 def _takes_kernel(weight: Tensor, mask: Tensor, groups: int, dtype: torch.dtype) -> bool:
@@ -71,7 +70,7 @@ def weight_grad(x: Tensor, dy: Tensor, weight: Tensor, mask: Tensor, *geometry: 
 
 
 def _formatted(y: Tensor, like: Tensor) -> Tensor:
-    """y in memory as `new_output` lays out a result of `like`."""
+    """The same in memory as `new_output` lays out a result of `like`."""
     if raw.is_channels_last(like):
         return y.movedim(1, -1).contiguous().movedim(-1, 1)
     return y.contiguous()

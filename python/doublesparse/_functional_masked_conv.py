@@ -10,7 +10,6 @@ from torch import Tensor
 
 from . import _autograd_masked_conv as _grad
 from ._masked_conv import Geometry, kept
-from ._torch_compat import traced
 
 Ints = int | Sequence[int]
 _CONVOLUTIONS: tuple[Any, ...] = (
@@ -31,7 +30,7 @@ def masked_conv(
     dilation: Ints = 1,
     groups: int = 1,
 ) -> Tensor:
-    """torch's convolution over `n_axes` axes with `torch.where(mask, weight, 0)`.
+    """The dense convolution over `n_axes` axes with `torch.where(mask, weight, 0)`.
 
     What is wrong besides the mask is torch's to refuse, in torch's words.
 

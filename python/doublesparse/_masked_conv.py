@@ -87,32 +87,42 @@ def _input_phases(shape: Ints, kernel: Ints, geometry: Geometry) -> tuple[Phase,
 
     Pixel i = r * stride + phase - before reads output r - k for the taps at k * stride + phase.
     """
-    per_axis = []
-    for n, k, s, before, d in zip(
-        shape, kernel, geometry.stride, geometry.before, geometry.dilation, strict=True
-    ):
-        phases = []
-        for phase in range(s):
-            taps = [t for t in range(k) if t * d % s == phase]
-            first, last = -((phase - before) // s), (n - 1 + before - phase) // s
-            if taps and first <= last:
-                most = taps[-1] * d // s
-                at = [most - t * d // s for t in taps]
-                start = first * s + phase - before
-                phases.append((taps, at, last - first + 1, most - first, start))
-        per_axis.append(phases)
+    walks = zip(shape, kernel, geometry.stride, geometry.before, geometry.dilation, strict=True)
     found = []
-    for phases in itertools.product(*per_axis):
-        taps = [
-            _row_major(tap, kernel) for tap in itertools.product(*(phase[0] for phase in phases))
-        ]
-        at = [value for tap in itertools.product(*(phase[1] for phase in phases)) for value in tap]
-        lanes, pad, start = ([phase[j] for phase in phases] for j in (2, 3, 4))
-        ones = [1] * len(shape)
-        found.append(
-            Phase(tuple(taps), _C.ConvMap(lanes, ones, pad, start, list(geometry.stride), at))
+    for phases in itertools.product(*(_axis_phases(*walk) for walk in walks)):
+        every_tap = itertools.product(*(phase.taps for phase in phases))
+        every_at = itertools.product(*(phase.at for phase in phases))
+        walk = _C.ConvMap(
+            [phase.lanes for phase in phases],
+            [1] * len(shape),
+            [phase.pad for phase in phases],
+            [phase.start for phase in phases],
+            geometry.stride,
+            [value for at in every_at for value in at],
         )
+        found.append(Phase(tuple(_row_major(tap, kernel) for tap in every_tap), walk))
     return tuple(found)
+
+
+class _AxisPhase(NamedTuple):
+    taps: list[int]
+    at: list[int]  # of the taps
+    lanes: int  # pixels
+    pad: int
+    start: int  # the first pixel
+
+
+def _axis_phases(n: int, k: int, stride: int, before: int, dilation: int) -> list[_AxisPhase]:
+    phases = []
+    for phase in range(stride):
+        taps = [t for t in range(k) if t * dilation % stride == phase]
+        first, last = -((phase - before) // stride), (n - 1 + before - phase) // stride
+        if taps and first <= last:
+            most = taps[-1] * dilation // stride
+            at = [most - t * dilation // stride for t in taps]
+            start = first * stride + phase - before
+            phases.append(_AxisPhase(taps, at, last - first + 1, most - first, start))
+    return phases
 
 
 def _row_major(index: Sequence[int], shape: Sequence[int]) -> int:
@@ -127,8 +137,8 @@ class Form(NamedTuple):
     """A structure, and where its values lie in a contiguous and in a channels-last weight."""
 
     structure: Structure
-    index: Tensor
-    index_last: Tensor
+    places: Tensor
+    places_last: Tensor
 
 
 def _form(structure: Structure, index: Tensor, shape: torch.Size) -> Form:
@@ -176,23 +186,23 @@ def _channel_form(mask: Tensor, groups: int, taps: Ints) -> Form:
 
 def density_of(mask: Tensor) -> float:
     """Share of kept weights, remembered with the mask."""
-    return structures_of(mask).get(
-        "density", lambda m: float(m.sum()) / max(1, m.numel())
-    )
+    return structures_of(mask).get("density", lambda m: float(m.sum()) / max(1, m.numel()))
 
 
 def values_of(weight: Tensor, form: Form) -> Tensor:
     """The kept weights in the order of the tiles."""
     if weight.is_contiguous():
-        return weight.view(-1).index_select(0, form.index)
+        return weight.view(-1).index_select(0, form.places)
     last = weight.movedim(1, -1)
     if last.is_contiguous():
-        return last.view(-1).index_select(0, form.index_last)
-    return weight.reshape(-1).index_select(0, form.index)
+        return last.view(-1).index_select(0, form.places_last)
+    return weight.reshape(-1).index_select(0, form.places)
 
 
 # ------------------------------------------------------------------ raw operators
-def takes_kernel(weight_shape: Sequence[int], density: float, groups: int, dtype: torch.dtype) -> bool:
+def takes_kernel(
+    weight_shape: Sequence[int], density: float, groups: int, dtype: torch.dtype
+) -> bool:
     """Whether the kernels of pruned weights run, rather than torch's dense ones: a pure function.
 
     Args:
@@ -277,7 +287,7 @@ def input_grad(
 
 
 def weight_grad(x: Tensor, dy: Tensor, weight: Tensor, mask: Tensor, g: Geometry) -> Tensor:
-    """The gradient of the weight, of which only shape and strides are read; 0 where it is masked."""
+    """The gradient of the weight, of which shape and strides are read; 0 where it is masked."""
     form = row_form(mask, g.groups, units=False)
     images, grads = wide(x), wide(dy)
     walk = _forward_map(tuple(x.shape[2:]), tuple(weight.shape[2:]), g)
@@ -289,7 +299,7 @@ def weight_grad(x: Tensor, dy: Tensor, weight: Tensor, mask: Tensor, g: Geometry
     values = values.to(weight.dtype)
     last = is_channels_last(weight)
     dw = weight.new_zeros(weight.numel())
-    dw.index_copy_(0, form.index_last if last else form.index, values)
+    dw.index_copy_(0, form.places_last if last else form.places, values)
     if last:
         return dw.view(len(weight), *weight.shape[2:], weight.shape[1]).movedim(-1, 1)
     return dw.view(weight.shape)
@@ -302,15 +312,16 @@ def kept(weight: Tensor, mask: Tensor) -> Tensor:
 
 
 def dense_conv(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> Tensor:
-    """torch's convolution with zeros in front and behind."""
+    """The dense convolution with zeros in front and behind."""
     padding = g.before
     if g.before != g.after:
         x, padding = pad(x, g), (0,) * len(g.before)
-    return _CONVOLUTIONS[len(g.before) - 1](x, weight, bias, g.stride, padding, g.dilation, g.groups)
+    convolve = _CONVOLUTIONS[len(g.before) - 1]
+    return convolve(x, weight, bias, g.stride, padding, g.dilation, g.groups)
 
 
 def pad(x: Tensor, g: Geometry) -> Tensor:
-    """x with its zeros in front and behind."""
+    """The image with its zeros in front and behind."""
     both = zip(reversed(g.before), reversed(g.after), strict=True)
     return torch.nn.functional.pad(x, [n for axis in both for n in axis])
 
@@ -318,13 +329,13 @@ def pad(x: Tensor, g: Geometry) -> Tensor:
 def dense_grads(
     dy: Tensor, x: Tensor, weight: Tensor, g: Geometry, mask: tuple[bool, bool]
 ) -> tuple[Tensor | None, Tensor | None]:
-    """torch's gradients of x and of the weight, those that `mask` asks for."""
-    padding, shape = g.before, x.shape[2:]
+    """The dense gradients of x and of the weight, those that `mask` asks for."""
+    shape, none = x.shape[2:], (0,) * len(g.before)
+    padding = g.before
     if g.before != g.after:
-        x, padding = pad(x, g), (0,) * len(g.before)
-    dx, dw, _ = torch.ops.aten.convolution_backward(
-        dy, x, weight, None, g.stride, padding, g.dilation, False, padding, g.groups, [*mask, False]
-    )
+        x, padding = pad(x, g), none
+    walk = g.stride, padding, g.dilation, False, none, g.groups
+    dx, dw, _ = torch.ops.aten.convolution_backward(dy, x, weight, None, *walk, [*mask, False])
     if dx is not None and g.before != g.after:
         for axis, (first, n) in enumerate(zip(g.before, shape, strict=True)):
             dx = dx.narrow(axis + 2, first, n)
