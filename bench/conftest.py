@@ -64,15 +64,17 @@ def duel(request: pytest.FixtureRequest, benchmark: Any) -> Callable[..., dict[s
 
     `duel(ours, {"peer": action}, fresh=make_argument)` returns the seconds of each round, by name,
     ours under "ours". `fresh` runs outside the timing and gives ours its argument, where a
-    measurement needs an empty cache.
+    measurement needs an empty cache. `at_most` bounds the rounds where one takes long.
     """
-    rounds = request.config.getoption("--rounds")
+    wanted = request.config.getoption("--rounds")
 
     def run(
         ours: Callable[..., object],
         others: dict[str, Action],
         fresh: Callable[[], object] | None = None,
+        at_most: int | None = None,
     ) -> dict[str, list[float]]:
+        rounds = min(wanted, at_most or wanted)
         times: dict[str, list[float]] = {name: [] for name in others}
 
         def before() -> tuple[tuple[object, ...], dict[str, object]]:

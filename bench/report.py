@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from doublesparse.bench import milliseconds, paired_ratio
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -32,6 +34,65 @@ class Bar:
             return "aim"
         return "must" if sign * value >= sign * self.must else "MISSED"
 
+
+# Pruned weights: dense torch's time over ours, the fastest of its products. Of an unstructured mask
+# first the must and the aim at 60, 80, 90, 95 and 98 % of zeros, M rows of activations.
+_UNSTRUCTURED = {
+    1024: ((1.0, 1.5), (2.2, 3.3), (4.2, 6.5), (7.5, 11.0), (12.0, 18.0)),
+    4096: ((1.0, 1.5), (2.2, 3.3), (4.2, 6.5), (7.5, 11.0), (15.0, 18.0)),
+}
+_PRUNED: dict[str, Bar] = {
+    **{
+        f"spmm-{size}-{percent}": Bar(f"{percent} % pruned, {size} x {size}, M = 512", *bar, "x")
+        for size, bars in _UNSTRUCTURED.items()
+        for percent, bar in zip((60, 80, 90, 95, 98), bars, strict=True)
+    },
+    "spmm-m16-1024x1024": Bar("90 % pruned, 1024 x 1024, M = 16", 3.5, 5.0, "x"),
+    "spmm-m16-768x3072": Bar("90 % pruned, 768 -> 3072, M = 16", 3.5, 5.0, "x"),
+    "spmm-m1-1024": Bar("90 % pruned, 1024 x 1024, M = 1, raw operator", 4.0, 6.0, "x"),
+    "spmm-m1-4096": Bar("90 % pruned, 4096 x 4096, M = 1, raw operator", 4.0, 6.0, "x"),
+    **{
+        f"break-even-{size}": Bar(
+            f"pruned where it is as fast as dense, {size} x {size}, M = 512",
+            *(60.0, 45.0, "%"),
+            smaller=True,
+        )
+        for size in (1024, 4096)
+    },
+    **{
+        f"block-{size}-{percent}": Bar(
+            f"{percent} % pruned in the best blocks, {size} x {size}, M = 512", must, aim, "x"
+        )
+        for size in (1024, 4096)
+        for percent, must, aim in ((70, 2.2, 3.0), (90, 6.0, 9.0))
+    },
+    **{
+        f"train-{size}": Bar(f"training step, 90 % pruned, {size} x {size}, M = 512", 2.5, 4.5, "x")
+        for size in (1024, 4096)
+    },
+    "backward-4096": Bar("both gradients alone, 90 % pruned, 4096 x 4096", 1.0, 2.5, "x"),
+    "bf16-spmm-m16-70": Bar("bfloat16 AMX, 70 % pruned, 4096 x 4096, M = 16", 1.0, 1.5, "x"),
+    "bf16-spmm-m16-90": Bar("bfloat16 AMX, 90 % pruned, 4096 x 4096, M = 16", 1.3, 2.0, "x"),
+    **{
+        f"bf16-block-{size}-{percent}": Bar(
+            f"bfloat16 AMX, {percent} % in blocks, {size} x {size}, M = 512", must, aim, "x"
+        )
+        for size in (1024, 4096)
+        for percent, must, aim in ((70, 2.0, 3.0), (90, 5.0, 8.0))
+    },
+    "masked-conv": Bar("conv 3x3 256 -> 256, 14 x 14, batch 16, 90 % pruned", 3.5, 6.0, "x"),
+    "bf16-masked-conv": Bar("the same, bfloat16 AMX, Block(32, 32)", 2.0, 4.0, "x"),
+    "sites-and-weights": Bar(
+        "strokes 5 %, 64->64 3x3 subm, 80 % in blocks, against unpruned", 2.5, 4.0, "x"
+    ),
+    **{
+        f"peers-{size}-{rows}": Bar(
+            f"90 % pruned, {size} x {size}, M = {rows}, best sparse library", 1.0, 1.5, "x"
+        )
+        for size in (1024, 4096)
+        for rows in (128, 512)
+    },
+}
 
 # The speed table that the package is held to. "of torch.mm" is the useful rate (2 x pairs
 # x c_in x c_out per second) over that of torch.mm 2048^3 in the same rounds; "x" is the peer's time
@@ -76,6 +137,7 @@ BARS: dict[str, Bar] = {
             "64 depthwise, 3x3, batch 8 at 96",
         )
     },
+    **_PRUNED,
     "call-no-grad": Bar("SparseConv2d call, 10 sites, no grad", 60.0, 25.0, "us", smaller=True),
     "call-grad": Bar("SparseConv2d call, 10 sites, with grad", 120.0, 60.0, "us", smaller=True),
 }
@@ -121,6 +183,25 @@ class Report:
         if bar is not None:
             parts = {"what": bar.what, "unit": bar.unit} | parts
         self.rows.append(Row(key=key, value=value, **parts))
+
+    def add_best(self, key: str, times: dict[str, list[float]], **parts: Any) -> None:
+        """Adds the time of the fastest of the others over ours, round by round.
+
+        Args:
+            key: of the row.
+            times: seconds of each round by name, ours under "ours".
+            parts: of the row; others' names that start with "ours" are no peers.
+        """
+        peers = {name: seconds for name, seconds in times.items() if not name.startswith("ours")}
+        best = min(peers, key=lambda name: milliseconds(peers[name]))
+        self.add(
+            key,
+            paired_ratio(peers[best], times["ours"]),
+            ms=milliseconds(times["ours"]),
+            peer=best,
+            peer_ms=milliseconds(peers[best]),
+            **parts,
+        )
 
     def ordered(self) -> list[Row]:
         """The rows in the order of the bars, those without one last."""

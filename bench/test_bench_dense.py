@@ -12,25 +12,11 @@ import torch.nn.functional as F
 import doublesparse as ds
 import peers
 import workloads
-from doublesparse.bench import milliseconds, paired_ratio
+from doublesparse.bench import milliseconds
 from report import Report
 
 Duel = Callable[..., dict[str, list[float]]]
 N_CLASSES, BATCH = 10, 100
-
-
-def add(report: Report, key: str, times: dict[str, list[float]], **parts: object) -> None:
-    """Reports the faster of the dense layouts over ours."""
-    dense = {name: seconds for name, seconds in times.items() if name != "ours"}
-    best = min(dense, key=lambda name: milliseconds(dense[name]))
-    report.add(
-        key,
-        paired_ratio(dense[best], times["ours"]),
-        ms=milliseconds(times["ours"]),
-        peer=best,
-        peer_ms=milliseconds(dense[best]),
-        **parts,
-    )
 
 
 @pytest.mark.parametrize("name", list(workloads.STROKE_DENSITIES))
@@ -58,7 +44,7 @@ def test_layer(duel: Duel, report: Report, name: str) -> None:
         if key not in ("strokes-d05",)
         else {}
     )
-    add(report, key, times, gflops=flops / milliseconds(times["ours"]) / 1e6, **what)
+    report.add_best(key, times, gflops=flops / milliseconds(times["ours"]) / 1e6, **what)
 
 
 def pen_characters() -> tuple[list[ds.data.pen.Character], str]:
@@ -98,4 +84,4 @@ def test_deepcnet_step(duel: Duel, report: Report) -> None:
     times = duel(step, others, fresh=fresh)
     rate = 1e3 * BATCH / milliseconds(times["ours"])
     note = f"{origin}, {fresh().sites.n_sites / BATCH:.0f} pixels each, {rate:.0f} images/s"
-    add(report, "deepcnet-step", times, note=note)
+    report.add_best("deepcnet-step", times, note=note)

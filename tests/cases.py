@@ -15,9 +15,20 @@ import numpy as np
 import torch
 
 import oracle
-from inputs import grid_plan, numbers, random_plan, random_segments, random_table, site_set
+from inputs import (
+    MASKS,
+    grid_plan,
+    numbers,
+    random_plan,
+    random_segments,
+    random_table,
+    site_set,
+    weight_mask,
+)
 from op_case import LISTS, OpCase, Rng, Sample, arrays, check, to_numpy
 from row_cases import ROW_CASES
+from spmm_cases import SPMM_CASES
+from tile_cases import TILE_CASES
 
 __all__ = ["LISTS", "OP_CASES", "OpCase", "Rng", "Sample", "arrays", "check", "to_numpy"]
 
@@ -396,6 +407,72 @@ def weight_grad_large(rng: Rng, dtype) -> Sample:
     return with_dy(sample, rng, dtype, ("weight",))
 
 
+# ------------------------------------------------------------------ pruned weights
+def with_mask(sample: Sample, rng: Rng, kind: str, poison: bool = True) -> Sample:
+    """A mask of the weight, which holds NaN where it is False."""
+    args = {}
+    for name, value in sample.args.items():
+        args[name] = value
+        if name == "weight":
+            args["mask"] = weight_mask(rng, value.shape, kind)
+            if poison:
+                args[name] = torch.where(args["mask"], value, torch.nan)
+    return Sample(args, sample.integers, f"{sample.note} mask={kind}")
+
+
+def masked_widths(rng: Rng, dtype, integers: bool, **rest) -> Iterable[Sample]:
+    """Every kind of mask where lists are used, then every other width."""
+    plan = grid_plan(rng, (9, 11))
+    widths = ((20, 56, 1), (32, 32, 2), (300, 7, 1))
+    for i, kind in enumerate(MASKS):
+        for c_in, c_out, groups in (widths[i % 3], (12, 40, 1)):
+            sample = conv_sample(rng, plan, c_in, c_out, groups, dtype, integers, **rest)
+            yield with_mask(sample, rng, kind)
+    for i, sample in enumerate(conv_widths(rng, dtype, integers, **rest)):
+        if i % 2:
+            yield with_mask(sample, rng, MASKS[i // 2 % len(MASKS)], poison=i % 4 == 1)
+
+
+def masked_conv_samples(rng: Rng, dtype, integers: bool) -> Iterable[Sample]:
+    return masked_widths(rng, dtype, integers, bias=True, ground=True)
+
+
+def masked_conv_oracle(x, weight, mask, *lists, **rest):
+    return conv_oracle(x, np.where(mask, weight, 0), *lists, **rest)
+
+
+def masked_input_grad_samples(rng: Rng, dtype, integers: bool) -> Iterable[Sample]:
+    for s in masked_widths(rng, dtype, integers):
+        yield with_dy(s, rng, dtype, ("x",), n_src=len(s.args["x"]))
+
+
+def masked_input_grad_oracle(dy, weight, mask, *lists, **rest):
+    return input_grad_oracle(dy, np.where(mask, weight, 0), *lists, **rest)
+
+
+def masked_weight_grad_samples(rng: Rng, dtype, integers: bool) -> Iterable[Sample]:
+    for s in masked_widths(rng, dtype, integers):
+        yield with_dy(s, rng, dtype, ("weight",))
+
+
+def masked_weight_grad_oracle(x, dy, mask, *lists, **rest):
+    (dw,) = weight_grad_oracle(x, dy, *lists, **rest)
+    return (np.where(mask, dw, 0),)
+
+
+def masked_large(f):
+    """The large sample of the operator on all weights, with a fifth of them."""
+
+    def large(rng: Rng, dtype) -> Sample:
+        sample = f(rng, dtype)
+        if "weight" in sample.args:
+            return with_mask(sample, rng, "blocks", poison=False)
+        mask = weight_mask(rng, (24, 20, 9), "blocks")
+        return Sample({**sample.args, "mask": mask}, sample.integers, sample.note)
+
+    return large
+
+
 OP_CASES = [
     OpCase(
         "build_pairs",
@@ -471,5 +548,25 @@ OP_CASES = [
         weight_grad_oracle,
         weight_grad_large,
     ),
+    OpCase(
+        "masked_conv",
+        masked_conv_samples,
+        masked_conv_oracle,
+        masked_large(conv_large),
+    ),
+    OpCase(
+        "masked_conv_input_grad",
+        masked_input_grad_samples,
+        masked_input_grad_oracle,
+        masked_large(input_grad_large),
+    ),
+    OpCase(
+        "masked_conv_weight_grad",
+        masked_weight_grad_samples,
+        masked_weight_grad_oracle,
+        masked_large(weight_grad_large),
+    ),
     *ROW_CASES,
+    *TILE_CASES,
+    *SPMM_CASES,
 ]

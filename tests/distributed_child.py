@@ -214,6 +214,35 @@ def fully_sharded(rank: int) -> dict:
     )
 
 
+def masked(ranks: list[int]) -> dict:
+    """Training pruned weights on these processes' samples; the mask grows on the way."""
+    net = ds.prune.sparsify_(seeded(masked_net), 0.75)
+    module = parallel(net) if dist.is_initialized() else net
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.01, weight_decay=0.1)
+    revived = 0
+    for i in range(4):
+        optimizer.zero_grad()
+        module(torch.cat([masked_batch(rank, i) for rank in ranks])).pow(2).mean().backward()
+        optimizer.step()
+        for layer in (net[0], net[3]):
+            states = [s for s in optimizer.state[layer.weight].values() if s.dim()]
+            for value in (layer.weight.detach(), layer.weight.grad, *states):
+                revived += int((value[~layer.mask] != 0).sum())
+        if i == 1:
+            ds.prune.sparsify_(net, 0.5, optimizer=optimizer)
+    return dict(revived=revived, state=net.state_dict())
+
+
+def masked_net() -> nn.Module:
+    layers = (nn.Conv2d(2, 8, 3, groups=2), nn.Tanh(), nn.Flatten(), nn.Linear(72, 4))
+    return nn.Sequential(*layers)
+
+
+def masked_batch(rank: int, i: int) -> Tensor:
+    seed = torch.Generator().manual_seed(10 * rank + i)
+    return torch.randn(4, 2, 5, 5, generator=seed, dtype=torch.float64)
+
+
 def main(folder: str) -> None:
     torch.set_num_threads(1)
     ds.set_crossover(None)
@@ -221,6 +250,7 @@ def main(folder: str) -> None:
     rank = dist.get_rank()
     results = run_all(rank)
     results["fsdp"] = fully_sharded(rank)
+    results["masked"] = masked([rank])
     torch.save(results, Path(folder) / f"{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()

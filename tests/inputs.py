@@ -129,6 +129,30 @@ def make_input(
     return Input(features, coords, shape, batch, g, note)
 
 
+# ------------------------------------------------------------------ pruned weights
+MASKS = ("random", "blocks", "rows", "one offset", "no offset", "none", "all", "dense")
+
+
+def weight_mask(rng: np.random.Generator, shape: Sequence[int], kind: str) -> Tensor:
+    """bool of a weight's shape (d0, d1, *kernel): which are kept."""
+    mask = np.zeros((*shape[:2], int(np.prod(shape[2:]))), bool)
+    if kind in ("random", "dense"):
+        mask = rng.random(mask.shape) < (0.15 if kind == "random" else 0.95)
+    elif kind == "blocks":
+        for o, c in product(range(0, shape[0], 8), range(0, shape[1], 4)):
+            mask[o : o + 8, c : c + 4] = rng.random(mask.shape[2]) < 0.25
+    elif kind == "rows":
+        mask[::3] = True
+    elif kind == "one offset":
+        mask[..., int(rng.integers(mask.shape[2]))] = True
+    elif kind == "no offset":
+        mask = rng.random(mask.shape) < 0.3
+        mask[..., :: 2 if mask.shape[2] > 1 else 1] = False
+    elif kind == "all":
+        mask[:] = True
+    return torch.from_numpy(mask.reshape(tuple(shape)))
+
+
 # ------------------------------------------------------------------ rulebooks for the raw operators
 @dataclass
 class Plan:

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from hypothesis import strategies as st
 
 import oracle
 import semantics
-from inputs import numbers
+from inputs import numbers, weight_mask
 
 Geometry = dict[str, Any]
 MAX_POOL = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
@@ -170,6 +171,49 @@ def transpose_case(n: int) -> LayerCase:
     )
     draw = draw_conv(n, transposed=True)
     return LayerCase(f"conv_transpose{n}d", n, sparse, dense, spec, parameters, rows, draw)
+
+
+# ------------------------------------------------------------------ pruned weights
+def kept(weight, geometry: Geometry):
+    """The same mask for the same layer, whatever the weight's dtype and number of channels."""
+    rng = np.random.default_rng(weight.shape[0])
+    return weight_mask(rng, weight.shape, geometry.get("mask", "random"))
+
+
+def masked_case(of: LayerCase, rows: tuple[Geometry, ...]) -> LayerCase:
+    """A convolution with a mask: that of the weight with zeros where the mask is False."""
+
+    def whole(p, g):
+        weight = p["weight"]
+        return {**p, "weight": torch.where(kept(weight, g), weight, weight.new_zeros(()))}
+
+    def sparse(ds, x, p, g):
+        function = getattr(ds.functional, of.name)
+        options = pick(g, *CONV_KEYS, "output_padding")
+        return function(x, p["weight"], p.get("bias"), **options, mask=kept(p["weight"], g))
+
+    def spec(x, p, g):
+        return of.spec(x, whole(p, g), g)
+
+    def dense(x, p, g):
+        return of.dense(x, whole(p, g), g)
+
+    name = f"masked_{of.name}"
+    return LayerCase(name, of.n_axes, sparse, dense, spec, of.parameters, rows, of.draw)
+
+
+def masked_cases() -> list[LayerCase]:
+    def rows(n: int) -> tuple[Geometry, ...]:
+        return (
+            conv_geometry(n, 3, 1, 1, c=(8, 12), mask="blocks"),
+            conv_geometry(n, 2, 2, 0, c=(16, 5), mask="one offset"),
+            conv_geometry(n, 3, 1, 2, 2, groups=2, c=(12, 20), mask="random"),
+            conv_geometry(n, 3, 2, 1, groups=4, c=(4, 4), mask="random"),
+            conv_geometry(n, 3, 1, 1, c=(6, 6), mask="none"),
+        )
+
+    found = [masked_case(conv_case(n), rows(n)) for n in (1, 2, 3)]
+    return [*found, masked_case(transpose_case(2), rows(2))]
 
 
 # ------------------------------------------------------------------ pools
@@ -383,7 +427,7 @@ def layer_cases() -> list[LayerCase]:
     cases = [conv_case(n) for n in (1, 2, 3, 4)]
     cases += [make(n) for make in (transpose_case, max_pool_case, avg_pool_case) for n in (1, 2, 3)]
     cases += [make(n) for make in (adaptive_case, pad_case, interpolate_case) for n in (1, 2, 3)]
-    cases += [linear_case(n) for n in (1, 2, 3)]
+    cases += [*[linear_case(n) for n in (1, 2, 3)], *masked_cases()]
     norms = ("batch_norm_train", "batch_norm_eval", "group_norm", "instance_norm")
     return cases + [norm_case(name, n) for name in norms for n in (1, 2, 3)]
 

@@ -15,21 +15,29 @@ import oracle
 
 Rng = np.random.Generator
 LISTS = ("src_rows", "dst_rows", "offset_start")
+TILES = ("starts", "columns", "n_rows", "n_columns", "block_columns", "unit_rows")
+BLOCKS = ("start", "columns", "place", "masks", "values", "n_out")
+
 
 @dataclass
 class Sample:
-    """Arguments by name, in the operator's order."""
+    """Arguments by name, in the operator's order; `n_in` is not one of them (see `BLOCKS`)."""
 
     args: dict[str, Any]
     integers: bool = True
     note: str = ""
+    n_in: int = 0
 
     def call(self, ops, name: str) -> tuple:
-        """Run the operator; a rulebook's three lists travel as one `Pairs` where it takes it."""
+        """Run the operator; lists travel as one `Pairs` or `TileBlocks` where it takes it."""
         op = getattr(ops, name)
         wanted, args = inspect.signature(op).parameters, dict(self.args)
         if "pairs" in wanted:
             args["pairs"] = ops.Pairs(*[args.pop(n) for n in LISTS])
+        if "tiles" in wanted:
+            args["tiles"] = ops.Tiles(*[args.pop(n) for n in TILES])
+        if "blocks" in wanted:
+            args["blocks"] = ops.TileBlocks(*[args.pop(n) for n in BLOCKS], self.n_in)
         out = op(**args)
         if isinstance(out, ops.Pairs):
             return tuple(getattr(out, n) for n in LISTS)
@@ -43,7 +51,8 @@ class OpCase:
     Float arguments reach the oracle as longdouble. `indices`: outputs are integers or selected
     values, equal in every number type. Otherwise the operator is multilinear in its float
     arguments, so the oracle on absolute values and on ones gives the two sums of the error bound;
-    `terms` says them where it is not. `typed`: has float arguments at all; `half`: 16-bit ones too.
+    `terms` says them where it is not. `typed`: has float arguments at all; `half`: 16-bit ones too;
+    `only`: the one type that it takes, whatever samples are asked for.
     """
 
     name: str
@@ -54,9 +63,12 @@ class OpCase:
     typed: bool = True
     terms: Callable[..., tuple[np.ndarray, np.ndarray]] | None = None
     half: bool = True
+    only: torch.dtype | None = None
 
     @property
     def dtypes(self) -> tuple[torch.dtype, ...]:
+        if self.only is not None:
+            return (self.only,)
         floats = (torch.float32, torch.float64, *(oracle.HALF if self.half else ()))
         return floats if self.typed else (torch.float32,)
 

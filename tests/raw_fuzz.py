@@ -20,11 +20,13 @@ from torch import Tensor
 
 import cases
 import doublesparse as ds
+import tile_cases
 from doublesparse import _C
 
 FLOATS = (torch.float32, torch.float64)
 NO_TENSORS = (None, "text", 1.5, [1, 2], object(), b"bytes")
 NUMBERS = (-1, 0, 2**31, 2**63 - 1, -(2**63), 2**64, None, 1.5, "3", 10**6)
+CHECKED = ("Pairs", "TileBlocks", "Tiles")  # classes of arguments: broken in rows of their own
 PER_CASE = 1  # calls of each entry and operator that are broken
 
 
@@ -45,7 +47,7 @@ def recorded() -> list[tuple[str, tuple]]:
         return recorder
 
     names = [n for n in dir(_C) if not n.startswith("_") and callable(getattr(_C, n))]
-    originals = {name: getattr(_C, name) for name in names if name != "Pairs"}
+    originals = {name: getattr(_C, name) for name in names if name not in CHECKED}
     for name, entry in originals.items():
         setattr(_C, name, spy(name, entry))
     try:
@@ -54,11 +56,28 @@ def recorded() -> list[tuple[str, tuple]]:
             samples = case.samples(np.random.default_rng(1), torch.float32, True)
             for sample in itertools.islice(samples, 6):
                 sample.call(ds.ops, case.name)
+        current[0] = "tile_blocks"
+        columns = torch.arange(80, dtype=torch.int32) % 40
+        ds.ops.tile_blocks(torch.tensor([0, 40, 80]), columns, torch.ones(80), 40)
     finally:
         for name, entry in originals.items():
             setattr(_C, name, entry)
     lists = [torch.arange(n, dtype=torch.int32) for n in (4, 4)]
-    return [*calls, ("Pairs", (*lists, torch.tensor([0, 1, 4]))), *plan_steps(calls)]
+    pairs = ("Pairs", (*lists, torch.tensor([0, 1, 4])))
+    blocks = ("TileBlocks", tile_blocks())
+    return [*calls, pairs, blocks, ("Tiles", tiles()), *plan_steps(calls)]
+
+
+def tiles() -> tuple:
+    """The arguments of a matrix of two blocks and three units."""
+    columns = torch.tensor([0, 3, 1, 2, 0], dtype=torch.int16)
+    return torch.tensor([0, 2, 2, 4, 4, 4, 5]), columns, 12, 6, 4, 4
+
+
+def tile_blocks() -> tuple:
+    """The arguments of a weight with a packed block and a whole one."""
+    weight = tile_cases.weight_args(np.random.default_rng(1), 40, 70, 0.76, False, True)
+    return (*weight.values(), 70)
 
 
 def plan_steps(calls: list[tuple[str, tuple]]) -> Iterator[tuple[str, tuple]]:

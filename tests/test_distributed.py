@@ -177,6 +177,20 @@ def test_fully_sharded(ranks):
 
 
 # ------------------------------------------------------------------ without processes
+@needs_gloo
+def test_pruned_weights(ranks):
+    """Masked weights stay zero on every process; the steps are those of the whole batch."""
+    want = child.masked(list(range(child.N_RANKS)))
+    for rank in ranks:
+        assert rank["masked"]["revived"] == 0
+        for name, value in rank["masked"]["state"].items():
+            assert torch.equal(value, ranks[0]["masked"]["state"][name]), name
+            if value.dtype is torch.bool:
+                assert torch.equal(value, want["state"][name])
+            else:
+                assert torch.allclose(value, want["state"][name], rtol=1e-9, atol=1e-12)
+
+
 def test_dataclasses_replace(rng):
     """FSDP rebuilds what goes in and out of its modules with it."""
     x = child.share_of("even", 0)

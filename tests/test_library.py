@@ -18,7 +18,7 @@ import doublesparse as ds
 from doublesparse import _autograd, _library, ops
 from doublesparse._autograd import Segments
 from doublesparse._autograd_windows import Table, window_max, window_sum
-from inputs import grid_plan, numbers, random_segments, random_table
+from inputs import grid_plan, numbers, random_segments, random_table, weight_mask
 
 OP = torch.ops.doublesparse
 FLOATS = (torch.float32, torch.float64)
@@ -169,6 +169,24 @@ def gradient_cases(rng):
         (x, f64(4, 3, 9)),
         lambda x, w: _autograd.conv(x, w, None, pairs, n_dst, 1, True),
     )
+    mask = weight_mask(rng, (6, 2, 9), "random")
+    yield (
+        "masked_conv",
+        lambda x, w, b, u: OP.masked_conv(
+            x, w, mask, *plan.lists, n_dst, b, 2, u, taps.start, u_rows
+        ),
+        (x, w, b, u),
+        lambda x, w, b, u: _autograd.conv(x, w, b, pairs, n_dst, 2, False, u, taps, mask=mask),
+    )
+    lists = weight_mask(rng, (5, 6, 9), "blocks")  # few enough for lists, both ways
+    for name, transposed in (("masked_conv", False), ("masked_conv transposed", True)):
+        options = dict(n_dst=n_dst, transposed=transposed)
+        yield (
+            name,
+            lambda x, w, o=options: OP.masked_conv(x, w, lists, *plan.lists, **o),
+            (f64(n_src, 5 if transposed else 6), f64(5, 6, 9)),
+            lambda x, w, o=options: _autograd.conv(x, w, None, pairs, mask=lists, **o),
+        )
     start, rows = random_segments(rng, 12, 5), torch.from_numpy(rng.integers(0, 7, 12))
     segments = Segments(rows.to(torch.int32), start, 7)
     yield (

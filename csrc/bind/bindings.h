@@ -6,9 +6,11 @@ namespace ds {
 
 void bind_rulebook(pybind11::module_& m);
 void bind_conv(pybind11::module_& m);
+void bind_kept(pybind11::module_& m);
 void bind_windows(pybind11::module_& m);
 void bind_rows(pybind11::module_& m);
 void bind_spmm(pybind11::module_& m);
 void bind_masked_conv(pybind11::module_& m);
+void bind_spmm_tiles(pybind11::module_& m);
 
 }  // namespace ds

@@ -24,8 +24,10 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.attr("has_cuda") = false;
   ds::bind_rulebook(m);
   ds::bind_conv(m);
+  ds::bind_kept(m);
   ds::bind_windows(m);
   ds::bind_rows(m);
   ds::bind_spmm(m);
   ds::bind_masked_conv(m);
+  ds::bind_spmm_tiles(m);
 }

@@ -16,10 +16,12 @@ namespace {
 const char* const kNames[] = {"reference", "baseline", "avx2", "avx512", "amx", "amx-emulated"};
 
 #if defined(__x86_64__)
-// AMX-TILE, AMX-BF16 and AVX512-BF16 of the CPU, and an operating system that saves the tiles.
+// AMX-TILE, AMX-BF16, AVX512-BF16 and AVX512-VBMI2 of the CPU, and an operating system that saves
+// the tiles.
 bool has_amx_bf16() {
   unsigned a, b, c, d;
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+  if ((c & 1u << 6) == 0) return false;  // VBMI2
   constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;
   if ((d & kAmxBf16) == 0 || (d & kAmxTile) == 0 || a < 1) return false;
   if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || (a & 1u << 5) == 0) return false;

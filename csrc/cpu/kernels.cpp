@@ -16,19 +16,23 @@ extern const KernelTable kAvx512Kernels;
 #ifdef DS_HAVE_amx
 void amx_group_conv(const GroupConvTile&);
 void amx_weight_grad(const WeightGradBlock<bf16>&);
+void amx_tile_spmm(const TileSpmmPart&);
 #endif
 void emulated_group_conv(const GroupConvTile&);
 void emulated_weight_grad(const WeightGradBlock<bf16>&);
+void emulated_tile_spmm(const TileSpmmPart&);
 
 namespace {
 
 // Another instruction set's kernels, and matrix tiles.
 KernelTable with_tiles(const KernelTable& base, Isa isa, void (*group_conv)(const GroupConvTile&),
-                       void (*weight_grad)(const WeightGradBlock<bf16>&)) {
+                       void (*weight_grad)(const WeightGradBlock<bf16>&),
+                       void (*tile_spmm)(const TileSpmmPart&)) {
   KernelTable table = base;
   table.isa = isa;
   table.group_conv = group_conv;
   table.tile_weight_grad = weight_grad;
+  table.tile_spmm = tile_spmm;
   return table;
 }
 
@@ -58,13 +62,14 @@ const KernelTable* kernel_table_of(Isa isa) {
 #if defined(DS_HAVE_amx) && defined(DS_HAVE_avx512)
     case Isa::kAmx: {
       static const KernelTable table =
-          with_tiles(kAvx512Kernels, isa, amx_group_conv, amx_weight_grad);
+          with_tiles(kAvx512Kernels, isa, amx_group_conv, amx_weight_grad, amx_tile_spmm);
       return &table;
     }
 #endif
     case Isa::kAmxEmulated: {
-      static const KernelTable table = with_tiles(*kernel_table_of(compiled_isa(Isa::kAvx512)), isa,
-                                                  emulated_group_conv, emulated_weight_grad);
+      static const KernelTable table =
+          with_tiles(*kernel_table_of(compiled_isa(Isa::kAvx512)), isa, emulated_group_conv,
+                     emulated_weight_grad, emulated_tile_spmm);
       return &table;
     }
     default:

@@ -10,6 +10,7 @@
 #include "cpu/pool/pool.h"
 #include "cpu/rows/rows.h"
 #include "cpu/spmm/spmm.h"
+#include "cpu/spmm/tile_spmm.h"
 
 namespace ds {
 
@@ -52,6 +53,21 @@ struct WeightGradBlock {
   int64_t ldw;
 };
 
+// Both of a pruned weight (cpu/conv/kept.h): the channels of the list of offset k and panel p are
+// channels[start[k * n_panels + p]] .. channels[start[k * n_panels + p + 1] - 1].
+template <class T>
+struct KeptTile : GemmTile<T> {  // w: [entry][width], entries counted as in `start`
+  const int64_t* start;
+  const int32_t* channels;
+  int64_t width, n_panels;
+};
+template <class T>
+struct KeptGradBlock : WeightGradBlock<T> {  // one offset; dw: [entry][width], ldw is not read
+  const int64_t* start;
+  const int32_t* channels;
+  int64_t width, n_panels;
+};
+
 // What every floating type has.
 template <class T>
 struct RowKernels {
@@ -73,6 +89,8 @@ struct KernelSet : RowKernels<T> {
   void (*depthwise_tile)(const GemmTile<T>&);
   void (*depthwise_grad_chunk)(const DepthwiseGradChunk<T>&);
   SpmmKernels<T> spmm;  // products with pruned weights
+  void (*kept_tile)(const KeptTile<T>&);
+  void (*kept_grad)(const KeptGradBlock<T>&);
 };
 
 // bfloat16 and float16: convolutions run on the float32 kernels, between two conversions.
@@ -91,6 +109,7 @@ struct KernelTable {
   // With matrix tiles; null where there are none. dw is padded to 32 x 32 in both dimensions.
   void (*group_conv)(const GroupConvTile&);
   void (*tile_weight_grad)(const WeightGradBlock<bf16>&);
+  void (*tile_spmm)(const TileSpmmPart&);
 };
 
 const KernelTable& kernel_table();            // of the chosen ISA

@@ -19,7 +19,8 @@ constexpr KernelSet<T> reference_set() {
   return {row_set<T>(),          1,
           gemm_tile_ref<T>,      weight_grad_block_ref<T>,
           depthwise_tile_ref<T>, depthwise_grad_chunk_ref<T>,
-          spmm_set<T>()};
+          spmm_set<T>(),
+          kept_tile_ref<T>,      kept_grad_ref<T>};
 }
 
 template <class T>
@@ -36,6 +37,7 @@ const KernelTable kReferenceKernels = {Isa::kReference,
                                        half_reference_set<bf16>(),
                                        half_reference_set<f16>(),
                                        nullptr,
-                                       nullptr};
+                                       nullptr,
+                                       tile_spmm_ref};
 
 }  // namespace ds

@@ -15,6 +15,10 @@ void depthwise_tile_ref(const GemmTile<T>& t);
 template <class T>
 void depthwise_grad_chunk_ref(const DepthwiseGradChunk<T>& t);
 template <class T>
+void kept_tile_ref(const KeptTile<T>& t);
+template <class T>
+void kept_grad_ref(const KeptGradBlock<T>& t);
+template <class T>
 void window_max_ref(const WindowArgs<T>& a, int64_t row_begin, int64_t row_end);
 template <class T>
 void window_sum_ref(const WindowArgs<T>& a, int64_t row_begin, int64_t row_end);
@@ -26,6 +30,7 @@ template <class T>
 void widen_ref(const T* from, int64_t n, float* into);
 template <class T>
 void round_ref(const float* from, int64_t n, T* into);
+void tile_spmm_ref(const TileSpmmPart& part);
 
 template <class T>
 void spmm_tile_ref(const SpmmTile<T>& t);

@@ -13,15 +13,18 @@ Call any PyTorch network on a `SparseTensor`:
 
 import torch as _torch  # noqa: F401 - first: its OpenMP runtime is the one the kernels share
 
-from . import _collate, _library, data, dispatch, functional, models, nn  # noqa: F401
+from . import _collate, _library, data, dispatch, functional, models, nn, prune  # noqa: F401
 from ._autotune import autotune
 from ._cache import set_cache_limit
 from ._collate import collate
 from ._crossover import set_crossover
 from ._explain import explain
-from ._freeze import freeze_ground, thaw
+from ._freeze import freeze_ground
 from ._incremental import Incremental
+from ._packed_weight import PackedWeight
+from ._patterns import NM, Block, TopKColumns, TopKRows, Unstructured
 from ._rulebook import Geometry, Rulebook, build_rulebook
+from .prune import thaw
 from .sites import Sites
 from .tensor import GroundState, SparseTensor
 
@@ -30,12 +33,18 @@ _collate.register()
 __version__ = "0.1.0"
 
 __all__ = [
+    "NM",
+    "Block",
     "Geometry",
     "GroundState",
     "Incremental",
+    "PackedWeight",
     "Rulebook",
     "Sites",
     "SparseTensor",
+    "TopKColumns",
+    "TopKRows",
+    "Unstructured",
     "autotune",
     "build_rulebook",
     "collate",
@@ -45,6 +54,7 @@ __all__ = [
     "functional",
     "models",
     "nn",
+    "prune",
     "set_cache_limit",
     "set_crossover",
     "thaw",

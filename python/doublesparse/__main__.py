@@ -9,7 +9,8 @@ from collections.abc import Sequence
 # Imported only when asked for: the demo needs its extra, and `info` must work where much is broken.
 COMMANDS = {
     "demo": "train DeepCNet on pen strokes, print a table, plot (needs the [demo] extra);\n"
-    "         demo incremental: unmodified networks on what changed in front of a static camera",
+    "         demo incremental: unmodified networks on what changed in front of a static camera;\n"
+    "         demo dsd: dense-sparse-dense training of a small CNN on real digits",
     "info": "what this build is and what it runs on; --json",
     "bench": "a minute's measurement of the kernels against torch.mm; --threads N, --json",
 }

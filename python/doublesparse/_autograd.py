@@ -286,6 +286,13 @@ def kernel_weight(weight: Tensor) -> Tensor:
     return flat.contiguous()
 
 
+def _masked_conv(x: Tensor, weight: Tensor, mask: Tensor | None, *rest: Any) -> Tensor:
+    """`ops.conv` or, where there is a mask, `ops.masked_conv`."""
+    if mask is None:
+        return ops.conv(x, weight, *rest)
+    return ops.masked_conv(x, weight, mask, *rest)
+
+
 def conv_grads(
     needs: Sequence[bool],
     dy: Tensor,
@@ -296,19 +303,21 @@ def conv_grads(
     transposed: bool,
     taps: Segments | None,
     u_dtype: torch.dtype | None,
+    mask: Tensor | None = None,
 ) -> Grads:
     """Gradients of `conv` with respect to x, weight, bias and u, where needed."""
     need_x, need_weight, need_bias, need_u = needs[:4]
     dy = dy.contiguous()
     dx = dw = db = du = None
     if need_x:
-        w = kernel_weight(weight)
-        dx = ops.conv(dy, w, pairs.reversed(), x.shape[0], groups=groups, transposed=not transposed)
+        back = (pairs.reversed(), x.shape[0], None, groups, None, None, None, not transposed)
+        dx = _masked_conv(dy, kernel_weight(weight), mask, *back)
     if need_weight:
-        if transposed:
-            dw = ops.conv_weight_grad(dy, x, pairs.reversed(), groups)
+        a, b, joined = (dy, x, pairs.reversed()) if transposed else (x, dy, pairs)
+        if mask is None:
+            dw = ops.conv_weight_grad(a, b, joined, groups)
         else:
-            dw = ops.conv_weight_grad(x, dy, pairs, groups)
+            dw = ops.masked_conv_weight_grad(a, b, mask, joined, groups)
         dw = dw.view(weight.shape)
     if need_bias:
         db = column_sum(dy)
@@ -330,20 +339,20 @@ class _Conv(Function):
         groups: int,
         transposed: bool,
         taps: Segments | None,
+        mask: Tensor | None,
     ) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        ctx.save_for_backward(x, weight, mask)
         ctx.args = pairs, groups, transposed, taps, None if u is None else u.dtype
-        weight = kernel_weight(weight)
-        if u is None or taps is None:
-            return ops.conv(x, weight, pairs, n_dst, bias, groups, transposed=transposed)
-        start, rows = taps.start, taps.rows
-        return ops.conv(x, weight, pairs, n_dst, bias, groups, u, start, rows, transposed)
+        ground = (None, None, None) if u is None or taps is None else (u, taps.start, taps.rows)
+        sums = (pairs, n_dst, bias, groups, *ground, transposed)
+        return _masked_conv(x, kernel_weight(weight), mask, *sums)
 
     @staticmethod
     @once
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        grads = conv_grads(ctx.needs_input_grad, dy, *ctx.saved_tensors, *ctx.args)
-        return (*grads, None, None, None, None, None)
+        x, weight, mask = ctx.saved_tensors
+        grads = conv_grads(ctx.needs_input_grad, dy, x, weight, *ctx.args, mask)
+        return (*grads, None, None, None, None, None, None)
 
 
 _apply_conv = fast_apply(_Conv)
@@ -360,6 +369,7 @@ def conv(
     u: Tensor | None = None,
     taps: Segments | None = None,
     packed: Tensor | None = None,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """y[dst] = bias + the row's sum of u + sum over pairs of W_k x[src]: (n_dst, c_out).
 
@@ -375,7 +385,9 @@ def conv(
         u: (n_u, c_out): what inactive sites add, per kernel offset and class of the ground; float32
             where x is 16-bit.
         taps: which rows of `u` each output row adds.
-        packed: `ops.pack_weight` of the weight, where no gradient is wanted.
+        packed: `ops.pack_weight` of the weight, where no gradient is wanted; of one with a mask
+            `ops.pack_masked_weight`.
+        mask: bool, of the weight's shape: which weights are kept; None for all of them.
     """
     if bias is not None and not bias.is_contiguous():
         bias = bias.contiguous()
@@ -390,10 +402,7 @@ def conv(
         and not traced(x)
         and outside_transforms()
     ):
-        return _apply_conv(x, weight, bias, u, pairs, n_dst, groups, transposed, taps)
-    weight = kernel_weight(weight)
-    if u is None or taps is None:
-        u = start = rows = None
-    else:
-        start, rows = taps.start, taps.rows
-    return ops.conv(x, weight, pairs, n_dst, bias, groups, u, start, rows, transposed, packed)
+        return _apply_conv(x, weight, bias, u, pairs, n_dst, groups, transposed, taps, mask)
+    ground = (None, None, None) if u is None or taps is None else (u, taps.start, taps.rows)
+    sums = (pairs, n_dst, bias, groups, *ground, transposed, packed)
+    return _masked_conv(x, kernel_weight(weight), mask, *sums)

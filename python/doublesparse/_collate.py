@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from . import _classes, _torch_compat
+from . import _classes, _packed_weight, _torch_compat
 from ._classes import AxisClasses
 from ._ground import GroundState, refinement
 from .sites import Sites
@@ -134,5 +134,5 @@ def register() -> None:
     _torch_compat.register_pytree_node(SparseTensor, _flatten, _unflatten)
     _torch_compat.register_collate(SparseTensor, _collate_fn)
     _torch_compat.add_safe_globals(
-        [SparseTensor, GroundState, Sites, AxisClasses, _classes._restore]
+        [SparseTensor, GroundState, Sites, AxisClasses, _classes._restore, _packed_weight._restore]
     )

@@ -14,6 +14,7 @@ from . import _crossover, ops
 from ._autograd import Segments, conv, gather_rows, kernel_weight, segment_sum
 from ._geometry import Steps, resolve
 from ._ground import GroundState
+from ._kept import masked
 from ._memo import memo_of, remembered
 from ._parameters import c_out_of, check_axes, fits
 from ._precision import autocasting, casts, for_torch, wide
@@ -48,11 +49,17 @@ class Layer(NamedTuple):
     steps: Steps
     c_out: int
     transposed: bool = False
+    mask: Tensor | None = None  # which weights are kept; None for all of them
 
     @property
-    def shape(self) -> tuple[Steps, Tensor, int, int, bool]:
+    def shape(self) -> tuple[Steps, Tensor, int, int, bool, Tensor | None]:
         """What the crossover asks for."""
-        return self.steps, self.weight, self.c_out, self.groups, self.transposed
+        return self.steps, self.weight, self.c_out, self.groups, self.transposed, self.mask
+
+    @property
+    def whole_weight(self) -> Tensor:
+        """The weight with zeros where the mask says so, for torch's kernels and for few rows."""
+        return self.weight if self.mask is None else masked(self.weight, self.mask)
 
     def key(self, x: SparseTensor) -> _crossover.Key:
         """What `autotune` knows this layer by."""
@@ -60,7 +67,7 @@ class Layer(NamedTuple):
 
     def rows(self, x: Tensor, pairs: Any, n_dst: int) -> Tensor:
         """Sums of W_k x, without the bias; parts of other sums, so float32 where x is 16-bit."""
-        weight = wide(self.weight)
+        weight = wide(self.whole_weight)
         return conv(wide(x), weight, None, pairs, n_dst, self.groups, self.transposed)
 
     def classes(self, u: Tensor, segments: Segments) -> Tensor:
@@ -74,7 +81,12 @@ class Layer(NamedTuple):
         if traced(self.weight) or wide(self.weight) is not self.weight:
             return None
         weight = kernel_weight(self.weight)
-        pack = partial(ops.pack_weight, weight, self.groups, self.transposed)
+        if self.mask is None:
+            pack = partial(ops.pack_weight, weight, self.groups, self.transposed)
+        else:
+            pack = partial(
+                ops.pack_masked_weight, weight, self.mask, self.groups, self.transposed
+            )
         packed: Tensor = self.remembered(ground, "packed", pack)
         return packed
 
@@ -97,7 +109,7 @@ class Layer(NamedTuple):
         if ground.memo is None:
             return make()
         key = (what, self.steps, self.groups, self.transposed)
-        return remembered(ground, key, (self.weight, self.bias), make)
+        return remembered(ground, key, (self.weight, self.bias, self.mask), make)
 
 
 def linear(x: SparseTensor, layer: Layer) -> SparseTensor:
@@ -107,14 +119,16 @@ def linear(x: SparseTensor, layer: Layer) -> SparseTensor:
     sums the same rows of u in the same order. A zero ground leaves only its bias.
     """
     sites, ground = x.sites, x.ground
-    weight, bias, groups, steps, _, transposed = layer
+    weight, bias, groups, steps, _, transposed, mask = layer
     entry = find(sites, steps)
     out_sites = sites if entry.out_sites is None else entry.out_sites
     if ground is not None and not ground.is_zero:
         return _with_ground(x, layer, entry, out_sites, ground)
     n_out, packed = out_sites.n_sites, layer.packed(ground)
     features = conv(
-        x.features, weight, bias, entry.pairs, n_out, groups, transposed, packed=packed
+        *(x.features, weight, bias, entry.pairs, n_out, groups, transposed),
+        packed=packed,
+        mask=mask,
     )
     if ground is not None:
         if bias is None or out_sites.is_full:
@@ -128,7 +142,7 @@ def linear(x: SparseTensor, layer: Layer) -> SparseTensor:
 def _with_ground(
     x: SparseTensor, layer: Layer, entry: Entry, out_sites: Sites, ground: GroundState
 ) -> SparseTensor:
-    weight, bias, groups, steps, c_out, transposed = layer
+    weight, bias, groups, steps, c_out, transposed, mask = layer
     rows, n_out, n_samples = ground.rows.contiguous(), out_sites.n_sites, ground.values.shape[0]
     row_bytes = c_out * max(rows.element_size(), 4)
     whole = fits_whole(steps, ground, row_bytes)
@@ -156,6 +170,7 @@ def _with_ground(
     features = conv(
         *(x.features, weight, site_bias, entry.pairs, n_out, groups, transposed, u, taps),
         packed=layer.packed(ground),
+        mask=mask,
     )
     if out_sites.is_full:
         state = layer.remembered(ground, "zero", partial(layer.zero, features))
@@ -177,7 +192,7 @@ def _run(
     if choice.saturate:
         x = x._saturate()
         if choice.torch:
-            operands = (x._dense_view(), layer.weight, layer.bias)
+            operands = (x._dense_view(), layer.whole_weight, layer.bias)
             dense = f(*map(for_torch, operands)).to(x.features.dtype)
             out = SparseTensor._from_full(dense, keep_none=x.ground is None)
             if x.ground is not None:  # frozen, it stays so: the next layer's weight may be packed
@@ -204,15 +219,16 @@ def convolution(
     padding: Any,
     dilation: Any,
     groups: int,
+    mask: Tensor | None = None,
 ) -> SparseTensor:
     """conv1d .. conv4d."""
     check_axes(operation, x, n_axes)
-    c_out = fits(x, weight, bias, groups, False)
+    c_out = fits(x, weight, bias, groups, False, mask)
     if c_out < 0:
         if casts(x, weight):
             run = autocasting(partial(convolution, operation, n_axes))
-            return run(x, weight, bias, stride, padding, dilation, groups)
-        c_out = c_out_of(operation, x, weight, bias, groups, False)
+            return run(x, weight, bias, stride, padding, dilation, groups, mask)
+        c_out = c_out_of(operation, x, weight, bias, groups, False, mask)
     sites = x.sites
     steps = resolve(
         operation,
@@ -224,7 +240,7 @@ def convolution(
         padding,
         dilation,
     )
-    layer = Layer(weight, bias, groups, steps, c_out)
+    layer = Layer(weight, bias, groups, steps, c_out, False, mask)
     if n_axes not in _CONV:
         return linear(x, layer)
     args = (stride, padding, dilation, groups)
@@ -242,15 +258,16 @@ def transposed_convolution(
     output_padding: Any,
     groups: int,
     dilation: Any,
+    mask: Tensor | None = None,
 ) -> SparseTensor:
     """conv_transpose1d .. conv_transpose3d."""
     check_axes(operation, x, n_axes)
-    c_out = fits(x, weight, bias, groups, True)
+    c_out = fits(x, weight, bias, groups, True, mask)
     if c_out < 0:
         if casts(x, weight):
             run = autocasting(partial(transposed_convolution, operation, n_axes))
-            return run(x, weight, bias, stride, padding, output_padding, groups, dilation)
-        c_out = c_out_of(operation, x, weight, bias, groups, True)
+            return run(x, weight, bias, stride, padding, output_padding, groups, dilation, mask)
+        c_out = c_out_of(operation, x, weight, bias, groups, True, mask)
     if isinstance(padding, str):
         raise ValueError(
             f"{operation}: padding must be ints, got {padding!r}; give the padding in numbers"
@@ -268,7 +285,7 @@ def transposed_convolution(
         output_padding,
     )
     args = (stride, padding, output_padding, groups, dilation)
-    layer = Layer(weight, bias, groups, steps, c_out, True)
+    layer = Layer(weight, bias, groups, steps, c_out, True, mask)
     return _chosen(x, layer, lambda t, w, b: _TRANSPOSED[n_axes](t, w, b, *args))
 
 
@@ -300,15 +317,16 @@ def submanifold_convolution(
     dilation: Any,
     groups: int,
     ground: str,
+    mask: Tensor | None = None,
 ) -> SparseTensor:
     """submanifold_conv1d .. submanifold_conv4d (Graham and van der Maaten 2017)."""
     check_axes(operation, x, n_axes)
-    c_out = fits(x, weight, bias, groups, False)
+    c_out = fits(x, weight, bias, groups, False, mask)
     if c_out < 0:
         if casts(x, weight):
             run = autocasting(partial(submanifold_convolution, operation, n_axes))
-            return run(x, weight, bias, dilation, groups, ground)
-        c_out = c_out_of(operation, x, weight, bias, groups, False)
+            return run(x, weight, bias, dilation, groups, ground, mask)
+        c_out = c_out_of(operation, x, weight, bias, groups, False, mask)
     _drop_ground(operation, x, ground)
     sites = x.sites
     steps = resolve(
@@ -322,11 +340,12 @@ def submanifold_convolution(
         dilation,
     )
     if sites.is_full and n_axes in _CONV and _crossover.runs_dense(True, 1.0, False, steps):
-        w, b, full = for_torch(weight), for_torch(bias), for_torch(x._dense_view())
+        w = for_torch(weight if mask is None else masked(weight, mask))
+        b, full = for_torch(bias), for_torch(x._dense_view())
         dense = _CONV[n_axes](full, w, b, 1, steps.left, dilation, groups)
         return SparseTensor._from_full(dense.to(x.features.dtype), sites, keep_none=True)
     entry = find(sites, steps)
-    features = conv(x.features, weight, bias, entry.pairs, sites.n_sites, groups)
+    features = conv(x.features, weight, bias, entry.pairs, sites.n_sites, groups, mask=mask)
     return SparseTensor._of(features, sites, None)
 
 
@@ -343,15 +362,16 @@ def inverse_convolution(
     dilation: Any,
     groups: int,
     ground: str,
+    mask: Tensor | None = None,
 ) -> SparseTensor:
     """inverse_conv1d .. inverse_conv3d: the transposed convolution at given sites only."""
     check_axes(operation, x, n_axes)
-    c_out = fits(x, weight, bias, groups, True)
+    c_out = fits(x, weight, bias, groups, True, mask)
     if c_out < 0:
         if casts(x, weight):
             run = autocasting(partial(inverse_convolution, operation, n_axes))
-            return run(x, weight, bias, like, stride, padding, dilation, groups, ground)
-        c_out_of(operation, x, weight, bias, groups, True)
+            return run(x, weight, bias, like, stride, padding, dilation, groups, ground, mask)
+        c_out_of(operation, x, weight, bias, groups, True, mask)
     target = like.sites if isinstance(like, SparseTensor) else like
     if not isinstance(target, Sites):
         raise TypeError(
@@ -382,5 +402,5 @@ def inverse_convolution(
             "use the geometry of the convolution that is to be undone"
         )
     pairs = find_inverse(x.sites, target, steps)
-    features = conv(x.features, weight, bias, pairs, target.n_sites, groups, True)
+    features = conv(x.features, weight, bias, pairs, target.n_sites, groups, True, mask=mask)
     return SparseTensor._of(features, target, None)

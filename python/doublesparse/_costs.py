@@ -84,6 +84,8 @@ class Work(NamedTuple):
         class_rows: of the ground; 0 where it is zero or remembered.
         ground: whether inactive taps add anything.
         reorders: torch has to reorder the weight first; packed: our kernel has not.
+        kept: of a pruned weight, the share of our kernel's time that its multiply-adds still take;
+            torch's kernel takes all of it. What is read, written and found is the same.
     """
 
     n_in: int
@@ -99,6 +101,7 @@ class Work(NamedTuple):
     ground: bool
     reorders: bool
     packed: bool
+    kept: float = 1.0
 
     @property
     def macs(self) -> int:
@@ -107,7 +110,7 @@ class Work(NamedTuple):
 
     def pack(self, m: Machine) -> float:
         """Bringing the weight into our kernel's order."""
-        return 0.0 if self.packed else self.macs * self.n_offsets * m.pack
+        return 0.0 if self.packed else self.macs * self.n_offsets * self.kept * m.pack
 
     @property
     def channels(self) -> int:
@@ -115,13 +118,13 @@ class Work(NamedTuple):
         return self.c_in + self.c_out
 
 
-def _pairs(m: Machine, w: Work, n: int) -> float:
-    return n * (w.macs * m.mac + w.channels * m.pair_channel + m.pair)
+def _pairs(m: Machine, w: Work, n: int, kept: float = 1.0) -> float:
+    return n * (w.macs * kept * m.mac + w.channels * m.pair_channel + m.pair)
 
 
 def sparse(m: Machine, w: Work) -> float:
     """A convolution on sites not seen before, the ground's response included."""
-    total = m.layer + _pairs(m, w, w.n_pairs) + w.n_out * w.channels * m.row_channel
+    total = m.layer + _pairs(m, w, w.n_pairs, w.kept) + w.n_out * w.channels * m.row_channel
     total += w.pack(m)
     if w.n_offsets > 1:
         total += (w.n_in + w.n_out) * m.site + w.n_in * w.n_offsets * m.site_tap
@@ -134,7 +137,7 @@ def sparse(m: Machine, w: Work) -> float:
 
 def ours(m: Machine, w: Work) -> float:
     """Our kernel on a saturated input, whose rulebook is remembered."""
-    total = m.dense + _pairs(m, w, w.cells_out * w.n_offsets)
+    total = m.dense + _pairs(m, w, w.cells_out * w.n_offsets, w.kept)
     return total + w.cells_out * w.channels * m.row_channel + w.pack(m)
 
 

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from . import _costs
 from ._geometry import Steps
+from ._kept import kept_share
 from ._memo import memo_of
 from ._rulebook import output_sites
 from ._running import Running
+from ._torch_compat import traced
 from .tensor import SparseTensor
 
 _crossover: str | float | None = "auto"
@@ -130,13 +132,22 @@ def factors_of(key: Callable[[], Key]) -> _costs.Factors:
 
 
 def work_of(
-    x: SparseTensor, steps: Steps, weight: Tensor, c_out: int, groups: int, transposed: bool
+    x: SparseTensor,
+    steps: Steps,
+    weight: Tensor,
+    c_out: int,
+    groups: int,
+    transposed: bool,
+    mask: Tensor | None = None,
 ) -> _costs.Work:
     """The counts of a convolution, with the fewest output sites there can be."""
     sites, ground = x.sites, x.ground
     cells_out = sites.batch_size * math.prod(steps.out_shape)
     stride = 1 if transposed else math.prod(steps.stride)
     rows, frozen = 0, memo_of(ground) is not None
+    share = 1.0
+    if mask is not None and not traced(mask):
+        share = kept_share(mask, groups, transposed, x.features.dtype)
     if ground is not None and not ground.is_zero and not frozen:
         rows = ground.n_rows * ground.values.shape[0]
     return _costs.Work(
@@ -153,16 +164,23 @@ def work_of(
         ground=ground is not None and not ground.is_zero,
         reorders=not _channels_last(weight),
         packed=frozen,
+        kept=share,
     )
 
 
 def choose(
-    x: SparseTensor, steps: Steps, weight: Tensor, c_out: int, groups: int, transposed: bool
+    x: SparseTensor,
+    steps: Steps,
+    weight: Tensor,
+    c_out: int,
+    groups: int,
+    transposed: bool,
+    mask: Tensor | None = None,
 ) -> Choice:
     """The decision for a convolution.
 
-    A pure function of shapes, sites, classes, the weight's layout, dtype and instruction set, and
-    of the table of a model that was tuned.
+    A pure function of shapes, sites, classes, the weight's layout and mask, dtype and instruction
+    set, and of the table of a model that was tuned.
     """
     sites, ground = x.sites, x.ground
     if _crossover is None:
@@ -176,7 +194,7 @@ def choose(
         if most < LEAST_DENSITY * sites.batch_size * math.prod(steps.out_shape):
             return SPARSE
     m = _costs.machine(x.features.dtype)
-    work = work_of(x, steps, weight, c_out, groups, transposed)
+    work = work_of(x, steps, weight, c_out, groups, transposed, mask)
     f = factors_of(lambda: layer_key(steps, work.c_in, c_out, groups, x.features.dtype))
 
     def stays_sparse(w: _costs.Work, margin: float) -> bool:

@@ -15,6 +15,7 @@ from ._channels_last import ChannelsLast
 from ._convolution import Layer
 from ._ground import GroundState
 from ._memo import memo_of
+from ._table import count, share, table
 from ._watch import Watcher, check_arguments, watching
 from .tensor import SparseTensor
 
@@ -82,8 +83,8 @@ class Explanation:
         )
         body = [
             (
-                *(row.name, row.type, _share(row.active_in), _share(row.active_out)),
-                *(_count(row.pairs), _count(row.classes), _share(row.ground_share), row.path),
+                *(row.name, row.type, share(row.active_in), share(row.active_out)),
+                *(count(row.pairs), count(row.classes), share(row.ground_share), row.path),
                 *(_ms(row.predicted_sparse_ns), _ms(row.predicted_dense_ns), f"{row.ms:.3f}"),
             )
             for row in self.rows
@@ -91,33 +92,14 @@ class Explanation:
         pairs = sum(row.pairs or 0 for row in self.rows)
         ground = sum(row.ground_pairs for row in self.rows)
         predicted = sum(row.predicted_ns or 0.0 for row in self.rows)
-        share = _share(ground / max(pairs + ground, 1))
         total = (
-            *("total", f"{len(body)} layers", "", "", _count(pairs), "", share),
+            *("total", f"{len(body)} layers", "", "", count(pairs), ""),
+            share(ground / max(pairs + ground, 1)),
             *("as predicted", "", f"{predicted / 1e6:.3f}", f"{self.ms:.3f}"),
         )
-        lines = [header, *body, total]
-        width = [max(len(line[i]) for line in lines) for i in range(len(header))]
-        left = (0, 1, 7)
-        text = [
-            "  ".join(
-                cell.ljust(w) if i in left else cell.rjust(w)
-                for i, (cell, w) in enumerate(zip(line, width, strict=True))
-            ).rstrip()
-            for line in lines
-        ]
-        rule = "-" * max(map(len, text))
-        return "\n".join([text[0], rule, *text[1:-1], rule, text[-1]])
+        return table(header, body, total, left=(0, 1, 7))
 
     __repr__ = __str__
-
-
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1%}"
-
-
-def _count(value: int | None) -> str:
-    return "-" if value is None else f"{value:,}"
 
 
 def _ms(ns: float | None) -> str:

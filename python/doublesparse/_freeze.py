@@ -1,4 +1,4 @@
-"""Grounds computed once for inference: `freeze_ground` and `thaw`."""
+"""Grounds computed once for inference: `freeze_ground`."""
 
 from __future__ import annotations
 
@@ -175,6 +175,15 @@ class _Train:
         return _Train, (None, self.module, self.before)
 
 
+def forget_around(module: nn.Module) -> None:
+    """Other weights, other grounds: what models frozen around this module remember is forgotten."""
+    shadow = module.__dict__.get("train")
+    while isinstance(shadow, _Train):
+        if shadow.frozen is not None:
+            shadow.frozen.clear()
+        shadow = shadow.before
+
+
 def check_model(operation: str, model: nn.Module) -> None:
     """Raise TypeError where it is no module, RuntimeError where it or a part is in training."""
     if not isinstance(model, nn.Module):
@@ -283,21 +292,8 @@ def _is_image(ground: Any) -> bool:
     return isinstance(ground, Tensor) and ground.dim() > 0
 
 
-def thaw(model: M) -> M:
-    """Forget what `freeze_ground` computed; parameters may change again.
-
-    Args:
-        model: frozen or not.
-
-    Returns:
-        the model.
-
-    Raises:
-        TypeError: `model` is no nn.Module.
-    """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"thaw: model must be an nn.Module, got {type(model).__name__}; pass one")
+def thaw_ground(model: nn.Module) -> None:
+    """Forget what `freeze_ground` computed."""
     frozen = model.__dict__.get(_HOLDER)
     if frozen is not None:
         frozen.remove(model)
-    return model

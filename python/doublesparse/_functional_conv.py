@@ -14,11 +14,21 @@ from ._convolution import (
     submanifold_convolution,
     transposed_convolution,
 )
+from ._functional_masked import masked_conv1d, masked_conv2d, masked_conv3d
+from ._kept import check_mask, masked
 from .sites import Sites
 from .tensor import SparseTensor
 
 X = TypeVar("X", SparseTensor, Tensor)
 Ints = int | Sequence[int]
+
+
+def _whole(operation: str, weight: Tensor, mask: Tensor | None) -> Tensor:
+    """The weight with zeros where the mask says so."""
+    if mask is None:
+        return weight
+    check_mask(operation, mask, weight.shape, weight.device)
+    return masked(weight, mask)
 
 
 def conv1d(
@@ -29,6 +39,8 @@ def conv1d(
     padding: Ints | str = 0,
     dilation: Ints = 1,
     groups: int = 1,
+    *,
+    mask: Tensor | None = None,
 ) -> X:
     """Convolution; exact to the dense one over features and ground.
 
@@ -40,6 +52,8 @@ def conv1d(
         padding: zeros at both ends, or "same" (stride 1) or "valid".
         dilation: distance of neighbouring taps.
         groups: divides both channel counts.
+        mask: bool, of the weight's shape: which weights are kept. The others count as exactly zero,
+            have a gradient of exactly zero, and are not multiplied. None keeps all.
 
     Returns:
         a tensor whose active sites are those that read an active site.
@@ -51,8 +65,10 @@ def conv1d(
         tensor([[[0., 0., 0., 3., 2., 1., 0., 0., 0.]]])
     """
     if isinstance(x, Tensor):
+        if mask is not None:
+            return masked_conv1d(x, weight, mask, bias, stride, padding, dilation, groups)
         return F.conv1d(x, weight, bias, stride, padding, dilation, groups)
-    return convolution("conv1d", 1, x, weight, bias, stride, padding, dilation, groups)
+    return convolution("conv1d", 1, x, weight, bias, stride, padding, dilation, groups, mask)
 
 
 def conv2d(
@@ -63,11 +79,15 @@ def conv2d(
     padding: Ints | str = 0,
     dilation: Ints = 1,
     groups: int = 1,
+    *,
+    mask: Tensor | None = None,
 ) -> X:
     """`conv1d` over two axes."""
     if isinstance(x, Tensor):
+        if mask is not None:
+            return masked_conv2d(x, weight, mask, bias, stride, padding, dilation, groups)
         return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
-    return convolution("conv2d", 2, x, weight, bias, stride, padding, dilation, groups)
+    return convolution("conv2d", 2, x, weight, bias, stride, padding, dilation, groups, mask)
 
 
 def conv3d(
@@ -78,11 +98,15 @@ def conv3d(
     padding: Ints | str = 0,
     dilation: Ints = 1,
     groups: int = 1,
+    *,
+    mask: Tensor | None = None,
 ) -> X:
     """`conv1d` over three axes."""
     if isinstance(x, Tensor):
+        if mask is not None:
+            return masked_conv3d(x, weight, mask, bias, stride, padding, dilation, groups)
         return F.conv3d(x, weight, bias, stride, padding, dilation, groups)
-    return convolution("conv3d", 3, x, weight, bias, stride, padding, dilation, groups)
+    return convolution("conv3d", 3, x, weight, bias, stride, padding, dilation, groups, mask)
 
 
 def conv4d(
@@ -93,9 +117,11 @@ def conv4d(
     padding: Ints | str = 0,
     dilation: Ints = 1,
     groups: int = 1,
+    *,
+    mask: Tensor | None = None,
 ) -> SparseTensor:
     """`conv1d` over four axes; torch has none, so it takes a SparseTensor only."""
-    return convolution("conv4d", 4, x, weight, bias, stride, padding, dilation, groups)
+    return convolution("conv4d", 4, x, weight, bias, stride, padding, dilation, groups, mask)
 
 
 def conv_transpose1d(
@@ -107,6 +133,8 @@ def conv_transpose1d(
     output_padding: Ints = 0,
     groups: int = 1,
     dilation: Ints = 1,
+    *,
+    mask: Tensor | None = None,
 ) -> X:
     """Transposed convolution: tap t of input i adds to output i * stride - padding + t * dilation.
 
@@ -119,6 +147,7 @@ def conv_transpose1d(
         output_padding: positions added at the right end.
         groups: divides both channel counts.
         dilation: distance of neighbouring taps.
+        mask: as of `conv1d`, of this weight's shape.
 
     Example:
         >>> import torch, doublesparse as ds
@@ -126,10 +155,10 @@ def conv_transpose1d(
         >>> ds.functional.conv_transpose1d(x, torch.ones(1, 1, 2), stride=2).coords[:, 1]
         tensor([8, 9], dtype=torch.int32)
     """
-    args = (weight, bias, stride, padding, output_padding, groups, dilation)
+    args = (bias, stride, padding, output_padding, groups, dilation)
     if isinstance(x, Tensor):
-        return F.conv_transpose1d(x, *args)
-    return transposed_convolution("conv_transpose1d", 1, x, *args)
+        return F.conv_transpose1d(x, _whole("conv_transpose1d", weight, mask), *args)
+    return transposed_convolution("conv_transpose1d", 1, x, weight, *args, mask)
 
 
 def conv_transpose2d(
@@ -141,12 +170,14 @@ def conv_transpose2d(
     output_padding: Ints = 0,
     groups: int = 1,
     dilation: Ints = 1,
+    *,
+    mask: Tensor | None = None,
 ) -> X:
     """`conv_transpose1d` over two axes."""
-    args = (weight, bias, stride, padding, output_padding, groups, dilation)
+    args = (bias, stride, padding, output_padding, groups, dilation)
     if isinstance(x, Tensor):
-        return F.conv_transpose2d(x, *args)
-    return transposed_convolution("conv_transpose2d", 2, x, *args)
+        return F.conv_transpose2d(x, _whole("conv_transpose2d", weight, mask), *args)
+    return transposed_convolution("conv_transpose2d", 2, x, weight, *args, mask)
 
 
 def conv_transpose3d(
@@ -158,12 +189,14 @@ def conv_transpose3d(
     output_padding: Ints = 0,
     groups: int = 1,
     dilation: Ints = 1,
+    *,
+    mask: Tensor | None = None,
 ) -> X:
     """`conv_transpose1d` over three axes."""
-    args = (weight, bias, stride, padding, output_padding, groups, dilation)
+    args = (bias, stride, padding, output_padding, groups, dilation)
     if isinstance(x, Tensor):
-        return F.conv_transpose3d(x, *args)
-    return transposed_convolution("conv_transpose3d", 3, x, *args)
+        return F.conv_transpose3d(x, _whole("conv_transpose3d", weight, mask), *args)
+    return transposed_convolution("conv_transpose3d", 3, x, weight, *args, mask)
 
 
 def submanifold_conv1d(
@@ -173,6 +206,8 @@ def submanifold_conv1d(
     dilation: Ints = 1,
     groups: int = 1,
     ground: str = "error",
+    *,
+    mask: Tensor | None = None,
 ) -> X:
     """Submanifold convolution (Graham and van der Maaten 2017): output sites = input sites.
 
@@ -185,6 +220,7 @@ def submanifold_conv1d(
         dilation: distance of neighbouring taps.
         groups: divides both channel counts.
         ground: what to do with a ground that is not zero: "error" or "drop".
+        mask: which weights are kept, as of `conv1d`.
 
     Returns:
         a tensor at the same sites, with ground=None.
@@ -199,9 +235,9 @@ def submanifold_conv1d(
         tensor([4], dtype=torch.int32)
     """
     if isinstance(x, Tensor):
-        return F.conv1d(x, weight, bias, 1, "same", dilation, groups)
+        return conv1d(x, weight, bias, 1, "same", dilation, groups, mask=mask)
     return submanifold_convolution(
-        "submanifold_conv1d", 1, x, weight, bias, dilation, groups, ground
+        "submanifold_conv1d", 1, x, weight, bias, dilation, groups, ground, mask
     )
 
 
@@ -212,12 +248,14 @@ def submanifold_conv2d(
     dilation: Ints = 1,
     groups: int = 1,
     ground: str = "error",
+    *,
+    mask: Tensor | None = None,
 ) -> X:
     """`submanifold_conv1d` over two axes."""
     if isinstance(x, Tensor):
-        return F.conv2d(x, weight, bias, 1, "same", dilation, groups)
+        return conv2d(x, weight, bias, 1, "same", dilation, groups, mask=mask)
     return submanifold_convolution(
-        "submanifold_conv2d", 2, x, weight, bias, dilation, groups, ground
+        "submanifold_conv2d", 2, x, weight, bias, dilation, groups, ground, mask
     )
 
 
@@ -228,12 +266,14 @@ def submanifold_conv3d(
     dilation: Ints = 1,
     groups: int = 1,
     ground: str = "error",
+    *,
+    mask: Tensor | None = None,
 ) -> X:
     """`submanifold_conv1d` over three axes."""
     if isinstance(x, Tensor):
-        return F.conv3d(x, weight, bias, 1, "same", dilation, groups)
+        return conv3d(x, weight, bias, 1, "same", dilation, groups, mask=mask)
     return submanifold_convolution(
-        "submanifold_conv3d", 3, x, weight, bias, dilation, groups, ground
+        "submanifold_conv3d", 3, x, weight, bias, dilation, groups, ground, mask
     )
 
 
@@ -244,10 +284,12 @@ def submanifold_conv4d(
     dilation: Ints = 1,
     groups: int = 1,
     ground: str = "error",
+    *,
+    mask: Tensor | None = None,
 ) -> SparseTensor:
     """`submanifold_conv1d` over four axes."""
     return submanifold_convolution(
-        "submanifold_conv4d", 4, x, weight, bias, dilation, groups, ground
+        "submanifold_conv4d", 4, x, weight, bias, dilation, groups, ground, mask
     )
 
 
@@ -262,6 +304,7 @@ def inverse_conv1d(
     dilation: Ints = 1,
     groups: int = 1,
     ground: str = "error",
+    mask: Tensor | None = None,
 ) -> SparseTensor:
     """The transposed convolution at given sites: back to where a strided convolution came from.
 
@@ -275,6 +318,7 @@ def inverse_conv1d(
         dilation: of it.
         groups: divides both channel counts.
         ground: what to do with a ground that is not zero: "error" or "drop".
+        mask: which weights are kept, as of `conv1d`.
 
     Returns:
         a tensor at like's sites, with ground=None.
@@ -290,7 +334,7 @@ def inverse_conv1d(
         >>> ds.functional.inverse_conv1d(y, torch.ones(1, 1, 2), like=x, stride=2).coords[:, 1]
         tensor([4], dtype=torch.int32)
     """
-    geometry = (stride, padding, dilation, groups, ground)
+    geometry = (stride, padding, dilation, groups, ground, mask)
     return inverse_convolution("inverse_conv1d", 1, x, weight, bias, like, *geometry)
 
 
@@ -305,9 +349,10 @@ def inverse_conv2d(
     dilation: Ints = 1,
     groups: int = 1,
     ground: str = "error",
+    mask: Tensor | None = None,
 ) -> SparseTensor:
     """`inverse_conv1d` over two axes."""
-    geometry = (stride, padding, dilation, groups, ground)
+    geometry = (stride, padding, dilation, groups, ground, mask)
     return inverse_convolution("inverse_conv2d", 2, x, weight, bias, like, *geometry)
 
 
@@ -322,7 +367,8 @@ def inverse_conv3d(
     dilation: Ints = 1,
     groups: int = 1,
     ground: str = "error",
+    mask: Tensor | None = None,
 ) -> SparseTensor:
     """`inverse_conv1d` over three axes."""
-    geometry = (stride, padding, dilation, groups, ground)
+    geometry = (stride, padding, dilation, groups, ground, mask)
     return inverse_convolution("inverse_conv3d", 3, x, weight, bias, like, *geometry)

@@ -14,27 +14,39 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from . import _autograd, _library_masked_conv, ops
+from . import _autograd, ops
 from . import _autograd_windows as _windows
+from . import _library_masked_conv as _of_masked_conv
+from . import _library_spmm as _of_spmm
 from ._autograd import Grads, Segments, once
 from ._autograd_windows import Table
+from ._tile_ops import out_extents, whole_blocks
 from ._torch_compat import is_forward_mode, operator_tags, traced
 
 NAMESPACE = "doublesparse"
 
 _LISTS = "Tensor src_rows, Tensor dst_rows, Tensor offset_start"
+_BLOCKS = "Tensor start, Tensor columns, Tensor place, Tensor masks, Tensor values, SymInt n_out"
 _WALK = "SymInt[] kernel, SymInt[] stride, SymInt[] padding, SymInt[] dilation"
+
+_SUMS = (
+    f"{_LISTS}, SymInt n_dst, Tensor? bias=None, SymInt groups=1, Tensor? u=None, "
+    "Tensor? u_start=None, Tensor? u_rows=None, bool transposed=False"
+)
 
 SCHEMAS = {
     # run operators
-    "conv": f"(Tensor x, Tensor weight, {_LISTS}, SymInt n_dst, Tensor? bias=None, "
-    "SymInt groups=1, Tensor? u=None, Tensor? u_start=None, Tensor? u_rows=None, "
-    "bool transposed=False) -> Tensor",
+    "conv": f"(Tensor x, Tensor weight, {_SUMS}) -> Tensor",
+    "masked_conv": f"(Tensor x, Tensor weight, Tensor mask, {_SUMS}) -> Tensor",
+    "masked_conv_input_grad": f"(Tensor dy, Tensor weight, Tensor mask, {_LISTS}, SymInt n_src, "
+    "SymInt groups=1) -> Tensor",
+    "masked_conv_weight_grad": f"(Tensor x, Tensor dy, Tensor mask, {_LISTS}, SymInt groups=1) "
+    "-> Tensor",
     "conv_input_grad": f"(Tensor dy, Tensor weight, {_LISTS}, SymInt n_src, SymInt groups=1) "
     "-> Tensor",
     "conv_weight_grad": f"(Tensor x, Tensor dy, {_LISTS}, SymInt groups=1) -> Tensor",
@@ -58,6 +70,8 @@ SCHEMAS = {
     "window_sum_rows_grad": "(Tensor dy, Tensor table, SymInt n_rows, bool ground) -> Tensor",
     "window_table": f"({_LISTS}, SymInt n_out, Tensor? out_class=None, Tensor? tap_class=None, "
     "SymInt rows_per_sample=0, Tensor? out_batch=None) -> Tensor",
+    "tile_spmm": f"(Tensor x, {_BLOCKS}, Tensor? bias=None) -> Tensor",
+    "tile_conv": f"(Tensor x, {_BLOCKS}, {_WALK}, Tensor? bias=None) -> Tensor",
     "linear_keys": "(Tensor coords, SymInt[] shape) -> Tensor",
     "coords_of_keys": "(Tensor keys, SymInt[] shape) -> Tensor",
     # plan operators
@@ -70,7 +84,7 @@ SCHEMAS = {
     "invert_rows": "(Tensor rows, SymInt n) -> (Tensor, Tensor)",
     "join_rows": "(Tensor a, Tensor b) -> (Tensor, Tensor, Tensor)",
 }
-SCHEMAS |= _library_masked_conv.SCHEMAS
+SCHEMAS |= _of_spmm.SCHEMAS | _of_masked_conv.SCHEMAS
 """Every operator; arguments are named as in `ops` and `_autograd`."""
 
 
@@ -89,6 +103,24 @@ def _conv_weight_grad(
     x: Tensor, dy: Tensor, src: Tensor, dst: Tensor, start: Tensor, groups: int = 1
 ) -> Tensor:
     return ops.conv_weight_grad(x, dy, ops.Pairs(src, dst, start), groups)
+
+
+def _masked_conv(
+    x: Tensor, weight: Tensor, mask: Tensor, src: Tensor, dst: Tensor, start: Tensor, *rest: Any
+) -> Tensor:
+    return ops.masked_conv(x, weight, mask, ops.Pairs(src, dst, start), *rest)
+
+
+def _masked_conv_input_grad(
+    dy: Tensor, weight: Tensor, mask: Tensor, src: Tensor, dst: Tensor, start: Tensor, *rest: Any
+) -> Tensor:
+    return ops.masked_conv_input_grad(dy, weight, mask, ops.Pairs(src, dst, start), *rest)
+
+
+def _masked_conv_weight_grad(
+    x: Tensor, dy: Tensor, mask: Tensor, src: Tensor, dst: Tensor, start: Tensor, *rest: Any
+) -> Tensor:
+    return ops.masked_conv_weight_grad(x, dy, mask, ops.Pairs(src, dst, start), *rest)
 
 
 def _segment_sum_grad(dy: Tensor, rows: Tensor | None, start: Tensor, n_values: int) -> Tensor:
@@ -116,10 +148,27 @@ def _build_pairs(query: Tensor, target: Tensor, *geometry: Any) -> tuple[Tensor,
     return pairs.src_rows, pairs.dst_rows, pairs.offset_start
 
 
+def _tile_blocks(tensors: Sequence[Any], n_in: int) -> ops.TileBlocks:
+    start, columns, place, masks, values, n_out = tensors
+    return ops.TileBlocks(start, columns, place, masks, values, n_out, n_in)
+
+
+def _tile_spmm(x: Tensor, *blocks: Any) -> Tensor:
+    return ops.tile_spmm(x, _tile_blocks(blocks[:6], x.shape[1]), *blocks[6:])
+
+
+def _tile_conv(x: Tensor, *blocks: Any) -> Tensor:
+    n_in = whole_blocks(x.shape[1]) * math.prod(blocks[6])
+    return ops.tile_conv(x, _tile_blocks(blocks[:6], n_in), *blocks[6:])
+
+
 _IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
     "conv": _conv,
     "conv_input_grad": _conv_input_grad,
     "conv_weight_grad": _conv_weight_grad,
+    "masked_conv": _masked_conv,
+    "masked_conv_input_grad": _masked_conv_input_grad,
+    "masked_conv_weight_grad": _masked_conv_weight_grad,
     "segment_sum": ops.segment_sum,
     "segment_sum_grad": _segment_sum_grad,
     "segment_sum_sq": ops.segment_sum_sq,
@@ -136,6 +185,8 @@ _IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
     "window_sum": ops.window_sum,
     "window_sum_rows_grad": _window_sum_rows_grad,
     "window_table": _window_table,
+    "tile_spmm": _tile_spmm,
+    "tile_conv": _tile_conv,
     "linear_keys": ops.linear_keys,
     "coords_of_keys": ops.coords_of_keys,
     "build_pairs": _build_pairs,
@@ -143,8 +194,7 @@ _IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
     "ground_taps": ops.ground_taps,
     "every_tap": ops.every_tap,
     "invert_rows": ops.invert_rows,
-    **_library_masked_conv.IMPLEMENTATIONS,
-}
+} | _of_spmm.IMPLEMENTATIONS | _of_masked_conv.IMPLEMENTATIONS
 
 
 # ------------------------------------------------------------------ shapes without data
@@ -202,12 +252,24 @@ def _ground_taps_shape(table: Tensor, n_class_rows: int) -> tuple[Tensor, ...]:
     return start, _int32(table, _new_size()), _int32(table, _new_size()), u_start
 
 
+def _tile_conv_shape(x: Tensor, *blocks: Any) -> Tensor:
+    out = out_extents(tuple(x.shape[2:]), *blocks[6:10])
+    return x.new_empty(x.shape[0], *out, blocks[5]).movedim(-1, 1)
+
+
 _SHAPES: dict[str, Callable[..., Any]] = {
     "conv": _conv_shape,
     "conv_input_grad": lambda dy, weight, src, dst, start, n_src, groups=1: dy.new_empty(
         n_src, weight.shape[1] * groups
     ),
     "conv_weight_grad": lambda x, dy, src, dst, start, groups=1: x.new_empty(
+        dy.shape[1], x.shape[1] // groups, start.shape[0] - 1
+    ),
+    "masked_conv": lambda x, weight, mask, *sums, **named: _conv_shape(x, weight, *sums, **named),
+    "masked_conv_input_grad": lambda dy, weight, mask, src, dst, start, n_src, groups=1: (
+        dy.new_empty(n_src, weight.shape[1] * groups)
+    ),
+    "masked_conv_weight_grad": lambda x, dy, mask, src, dst, start, groups=1: x.new_empty(
         dy.shape[1], x.shape[1] // groups, start.shape[0] - 1
     ),
     "segment_sum": lambda values, rows, start, bias=None: values.new_empty(
@@ -230,6 +292,8 @@ _SHAPES: dict[str, Callable[..., Any]] = {
     "window_sum": lambda x, ground, table: x.new_empty(table.shape[0], x.shape[1]),
     "window_sum_rows_grad": lambda dy, table, n, ground: dy.new_empty(n, dy.shape[1]),
     "window_table": lambda src, dst, start, n_out, *ground: _int32(src, n_out, start.shape[0] - 1),
+    "tile_spmm": lambda x, *blocks: x.new_empty(x.shape[0], blocks[5]),
+    "tile_conv": _tile_conv_shape,
     "linear_keys": lambda coords, shape: _int64(coords, coords.shape[0]),
     "coords_of_keys": lambda keys, shape: _int32(keys, keys.shape[0], 1 + len(shape)),
     "build_pairs": _build_pairs_shape,
@@ -241,8 +305,7 @@ _SHAPES: dict[str, Callable[..., Any]] = {
     ),
     "join_rows": _join_rows_shape,
     "invert_rows": lambda rows, n: (_int64(rows, n + 1), _int64(rows, _new_size())),
-    **_library_masked_conv.SHAPES,
-}
+} | _of_spmm.SHAPES | _of_masked_conv.SHAPES
 
 
 # ------------------------------------------------------------------ gradients
@@ -252,23 +315,32 @@ def _needs(ctx: Any, *positions: int) -> list[bool]:
     return [i < len(needs) and needs[i] for i in positions]
 
 
-def _save_conv(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _save_conv(
+    ctx: Any, inputs: tuple[Any, ...], output: Tensor, mask: Tensor | None = None
+) -> None:
     x, weight, src, dst, start, _, _, groups, u, u_start, u_rows, transposed = inputs
-    ctx.save_for_backward(x, weight, src, dst, start, u_start, u_rows)
+    ctx.save_for_backward(x, weight, src, dst, start, u_start, u_rows, mask)
     ctx.args = groups, transposed
     ctx.u = (0, None) if u is None else (u.shape[0], u.dtype)
 
 
+def _save_masked_conv(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, mask, *rest = inputs
+    _save_conv(ctx, (x, weight, *rest), output, mask)
+
+
 @once
 def _conv_backward(ctx: Any, dy: Tensor) -> Grads:
-    x, weight, src, dst, start, u_start, u_rows = ctx.saved_tensors
+    x, weight, src, dst, start, u_start, u_rows, mask = ctx.saved_tensors
     n_u, u_dtype = ctx.u
     pairs: Any = (ops.Lists if traced(dy) else ops.Pairs)(src, dst, start)
     taps = None if u_start is None else Segments(u_rows, u_start, n_u)
-    needs = _needs(ctx, 0, 1, 6, 8)
-    args = (x, weight, pairs, *ctx.args, taps, u_dtype)
-    dx, dw, db, du = _autograd.conv_grads(needs, dy, *args)
-    return dx, dw, None, None, None, None, db, None, du, None, None, None
+    given: tuple[None, ...] = () if mask is None else (None,)  # the mask comes third
+    needs = _needs(ctx, 0, 1, 6 + len(given), 8 + len(given))
+    dx, dw, db, du = _autograd.conv_grads(
+        needs, dy, x, weight, pairs, *ctx.args, taps, u_dtype, mask
+    )
+    return dx, dw, *given, None, None, None, None, db, None, du, None, None, None
 
 
 def _save_segment_sum(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -352,6 +424,7 @@ def _window_sum_backward(ctx: Any, dy: Tensor) -> Grads:
 
 _GRADIENTS: dict[str, tuple[Callable[..., Any], Callable[..., None]]] = {
     "conv": (_conv_backward, _save_conv),
+    "masked_conv": (_conv_backward, _save_masked_conv),
     "segment_sum": (_segment_sum_backward, _save_segment_sum),
     "segment_sum_sq": (_segment_sum_sq_backward, _save_all),
     "column_sum": (_column_sum_backward, _save_column_sum),
@@ -359,12 +432,11 @@ _GRADIENTS: dict[str, tuple[Callable[..., Any], Callable[..., None]]] = {
     "scatter_rows": (_scatter_backward, _save_scatter),
     "window_max": (_window_max_backward, _save_window),
     "window_sum": (_window_sum_backward, _save_window),
-    **_library_masked_conv.GRADIENTS,
-}
+} | _of_spmm.GRADIENTS | _of_masked_conv.GRADIENTS
 
 
 # ------------------------------------------------------------------ autocast
-def _autocast_conv(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+def _autocast_conv(name: str, x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
     """As `nn.Conv2d` under autocast: operands rounded to 16 bits, sums in float32."""
     operands = (x, weight, *rest)
     dtype = torch.get_autocast_dtype("cpu")
@@ -373,7 +445,7 @@ def _autocast_conv(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
             t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() else t for t in operands
         )
     with torch.autocast("cpu", enabled=False):
-        return torch.ops.doublesparse.conv(*operands)
+        return cast("Tensor", getattr(torch.ops.doublesparse, name)(*operands))
 
 
 # ------------------------------------------------------------------ registration
@@ -402,7 +474,8 @@ def _register() -> torch.library.Library:
         torch.library.register_autograd(
             f"{NAMESPACE}::{name}", backward, setup_context=save, lib=library
         )
-    library.impl("conv", _autocast_conv, "AutocastCPU")
+    for name in ("conv", "masked_conv", "masked_linear"):
+        library.impl(name, partial(_autocast_conv, name), "AutocastCPU")
     return library
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._kept import check_mask
 from .tensor import SparseTensor
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -84,8 +85,9 @@ def check_parameters(
     bias: Tensor | None,
     groups: int,
     transposed: bool,
+    mask: Tensor | None = None,
 ) -> None:
-    """Say what is wrong with x, weight, bias and groups; called once something is."""
+    """Say what is wrong with x, weight, bias, groups and mask; called once something is."""
     n_axes, c_in = len(x.sites.spatial_shape), x.features.shape[1]
     _check_tensor(operation, x, "weight", weight)
     if bias is not None:
@@ -127,11 +129,18 @@ def check_parameters(
             f"{operation}: bias must have shape ({wanted[1]},), got {tuple(bias.shape)}; "
             "give one value per output channel"
         )
+    if mask is not None:
+        check_mask(operation, mask, weight.shape, weight.device)
     check_dtype(operation, x)
 
 
 def fits(
-    x: SparseTensor, weight: Tensor, bias: Tensor | None, groups: int, transposed: bool
+    x: SparseTensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    groups: int,
+    transposed: bool,
+    mask: Tensor | None = None,
 ) -> int:
     """The number of output channels, or -1 where something is to be cast or refused.
 
@@ -158,6 +167,15 @@ def fits(
                 bias is not None
                 and (bias.shape != (c_out,) or bias.dtype is not dtype or not bias.is_cpu)
             )
+            or (
+                mask is not None
+                and (
+                    mask.shape != shape
+                    or mask.dtype is not torch.bool
+                    or mask.layout is not torch.strided
+                    or not mask.is_cpu
+                )
+            )
         ):
             return -1
     except (AttributeError, TypeError, IndexError, ZeroDivisionError):
@@ -172,7 +190,8 @@ def c_out_of(
     bias: Tensor | None,
     groups: int,
     transposed: bool,
+    mask: Tensor | None = None,
 ) -> int:
     """The number of output channels; raises what is wrong with the arguments."""
-    check_parameters(operation, x, weight, bias, groups, transposed)
+    check_parameters(operation, x, weight, bias, groups, transposed, mask)
     return weight.shape[1] * groups if transposed else weight.shape[0]

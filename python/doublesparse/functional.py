@@ -23,6 +23,8 @@ from ._functional_conv import (
     submanifold_conv3d,
     submanifold_conv4d,
 )
+from ._functional_masked import masked_conv1d, masked_conv2d, masked_conv3d, masked_linear
+from ._functional_packed import packed_conv, sddmm, spmm, spmm_t
 from ._functional_pool import (
     adaptive_avg_pool1d,
     adaptive_avg_pool2d,
@@ -58,13 +60,21 @@ __all__ = [
     "global_avg_pool",
     "global_max_pool",
     "interpolate",
+    "masked_conv1d",
+    "masked_conv2d",
+    "masked_conv3d",
+    "masked_linear",
     "inverse_conv1d",
     "inverse_conv2d",
     "inverse_conv3d",
     "max_pool1d",
     "max_pool2d",
     "max_pool3d",
+    "packed_conv",
+    "sddmm",
     "set_crossover",
+    "spmm",
+    "spmm_t",
     "submanifold_conv1d",
     "submanifold_conv2d",
     "submanifold_conv3d",

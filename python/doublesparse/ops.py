@@ -18,7 +18,15 @@ import torch
 from torch import Tensor
 
 from . import _C
+from ._kept import DENSE_SHARE, check_mask, kept_lists, masked
 from ._scratch import scratch
+from ._spmm_ops import Tiles as Tiles
+from ._spmm_ops import sddmm as sddmm
+from ._spmm_ops import spmm as spmm
+from ._tile_ops import TileBlocks as TileBlocks
+from ._tile_ops import tile_blocks as tile_blocks
+from ._tile_ops import tile_conv as tile_conv
+from ._tile_ops import tile_spmm as tile_spmm
 from ._torch_compat import traced
 from ._window_ops import add_rows as add_rows
 from ._window_ops import every_tap as every_tap
@@ -266,4 +274,124 @@ def conv_weight_grad(x: Tensor, dy: Tensor, pairs: Pairs, groups: int = 1) -> Te
     size = _C.conv_weight_grad_workspace(x, dy, pairs, groups)
     workspace = scratch(size, torch.float32 if x.dtype in _HALF else x.dtype)
     _C.conv_weight_grad(x, dy, pairs, groups, workspace, dw, torch.get_num_threads())
+    return dw
+
+
+# ------------------------------------------------------------------ pruned weights
+def pack_masked_weight(
+    weight: Tensor, mask: Tensor, groups: int = 1, transposed: bool = False
+) -> Tensor:
+    """`pack_weight` for `masked_conv`: the kept weights alone, where lists of them are used."""
+    lists = kept_lists(mask, groups, transposed, weight.dtype)
+    if lists.share > DENSE_SHARE:
+        return pack_weight(masked(weight, mask).contiguous(), groups, transposed)
+    values = weight.new_empty(lists.n_values)
+    _C.kept_pack(lists, weight, values, torch.get_num_threads())
+    return values
+
+
+def masked_conv(
+    x: Tensor,
+    weight: Tensor,
+    mask: Tensor,
+    pairs: Pairs,
+    n_dst: int,
+    bias: Tensor | None = None,
+    groups: int = 1,
+    u: Tensor | None = None,
+    u_start: Tensor | None = None,
+    u_rows: Tensor | None = None,
+    transposed: bool = False,
+    packed: Tensor | None = None,
+) -> Tensor:
+    """`conv` of a pruned weight: the work is that of what the mask keeps.
+
+    Kernel offsets, and (channel, panel of output channels) pieces that keep nothing, are skipped. A
+    panel is one or two vectors of output channels, whichever leaves less work. The result has the
+    bits of `conv` with `torch.where(mask, weight, 0)`, except the sign of a zero, and that a
+    feature which is not finite is not multiplied by all pruned weights.
+
+    Args:
+        x: as of `conv`.
+        weight: as of `conv`; what it holds where the mask is False is never used.
+        mask: bool, of the weight's shape, or with its kernel's own axes.
+        pairs: as of `conv`.
+        n_dst: as of `conv`.
+        bias: as of `conv`.
+        groups: as of `conv`.
+        u: as of `conv`.
+        u_start: as of `conv`.
+        u_rows: as of `conv`.
+        transposed: as of `conv`.
+        packed: `pack_masked_weight` of the weight.
+    """
+    if traced(x):
+        lists = (pairs.src_rows, pairs.dst_rows, pairs.offset_start)
+        sums = (n_dst, bias, groups, u, u_start, u_rows, transposed)
+        if not torch.is_autocast_enabled("cpu"):
+            return torch.ops.doublesparse.masked_conv(x, weight, mask, *lists, *sums)
+        with torch.autocast("cpu", enabled=False):  # raw operators take operands as they are
+            return torch.ops.doublesparse.masked_conv(x, weight, mask, *lists, *sums)
+    check_mask("masked_conv", mask, weight.shape, weight.device)
+    c_out = weight.shape[1] * groups if transposed else weight.shape[0]
+    on_tiles = x.dtype in _HALF and _C.takes_row_groups(x, c_out, groups)
+    if on_tiles or kept_lists(mask, groups, transposed, x.dtype).share > DENSE_SHARE:
+        weight = masked(weight, mask).contiguous() if packed is None else weight
+        return conv(
+            x, weight, pairs, n_dst, bias, groups, u, u_start, u_rows, transposed, packed
+        )
+    if x.dtype in _HALF:
+        bias, u = (t if t is None else t.float() for t in (bias, u))
+        rest = (bias, groups, u, u_start, u_rows, transposed)
+        return masked_conv(x.float(), weight.float(), mask, pairs, n_dst, *rest).to(x.dtype)
+    kept, threads = kept_lists(mask, groups, transposed, x.dtype), torch.get_num_threads()
+    if packed is None:
+        packed = scratch(kept.n_values, x.dtype)
+        _C.kept_pack(kept, weight, packed, threads)
+    y = x.new_empty(n_dst, c_out)
+    _C.kept_conv(x, kept, packed, bias, u, u_start, u_rows, pairs, y, threads)
+    return y
+
+
+def masked_conv_input_grad(
+    dy: Tensor, weight: Tensor, mask: Tensor, pairs: Pairs, n_src: int, groups: int = 1
+) -> Tensor:
+    """`conv_input_grad` of a pruned weight, with the forward's arguments."""
+    if traced(dy):
+        lists = (pairs.src_rows, pairs.dst_rows, pairs.offset_start)
+        return torch.ops.doublesparse.masked_conv_input_grad(
+            dy, weight, mask, *lists, n_src, groups
+        )
+    return masked_conv(
+        dy, weight, mask, pairs.reversed(), n_src, groups=groups, transposed=True
+    )
+
+
+def masked_conv_weight_grad(
+    x: Tensor, dy: Tensor, mask: Tensor, pairs: Pairs, groups: int = 1
+) -> Tensor:
+    """`conv_weight_grad` where the mask keeps the weight, exactly zero elsewhere.
+
+    Args:
+        x: (n_src, c_in).
+        dy: (n_dst, c_out).
+        mask: bool, (c_out, c_in / groups, n_offsets), or with the kernel's own axes.
+        pairs: as of the forward.
+        groups: divides both channel counts.
+    """
+    if traced(x):
+        lists = (pairs.src_rows, pairs.dst_rows, pairs.offset_start)
+        return torch.ops.doublesparse.masked_conv_weight_grad(x, dy, mask, *lists, groups)
+    shape = (dy.shape[1], x.shape[1] // groups, pairs.n_offsets)
+    check_mask("masked_conv_weight_grad", mask, shape, x.device)
+    kept = kept_lists(mask, groups, False, x.dtype)
+    on_tiles = x.dtype in _HALF and _C.takes_row_groups(x, dy.shape[1], groups)
+    if on_tiles or kept.share > DENSE_SHARE:
+        return masked(conv_weight_grad(x, dy, pairs, groups), mask)
+    if x.dtype in _HALF:
+        return masked_conv_weight_grad(x.float(), dy.float(), mask, pairs, groups).to(x.dtype)
+    dw = x.new_empty(shape)
+    workspace = scratch(_C.kept_weight_grad_workspace(kept, pairs, dy.shape[0]), x.dtype)
+    threads = torch.get_num_threads()
+    _C.kept_weight_grad(x, dy, pairs, kept, workspace, dw, threads)
     return dw

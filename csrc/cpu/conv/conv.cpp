@@ -5,16 +5,11 @@
 #include "core/parallel.h"
 #include "cpu/conv/depthwise.h"
 #include "cpu/conv/pack.h"
+#include "cpu/conv/tiles.h"
 #include "cpu/kernels.h"
 
 namespace ds {
 namespace {
-
-// A tile of output rows: small enough to stay in L2 while all offsets pass over it, large enough
-// that streaming all weights past it once (they are shared by its rows) is a small part of the
-// work.
-constexpr int64_t kTileBytes = 128 * 1024;
-constexpr int64_t kMinTileRows = 64, kMaxTileRows = 4096;
 
 int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
@@ -31,32 +26,6 @@ bool packs_by_panel(const ConvArgs<T>& a) {
   // one panel's columns alone must not be few enough for a kernel, and a width, of their own
   const bool alike = width > kNarrowColumns && c_out % width == 0;
   return a.weight != nullptr && a.n_dst <= kFewRows && c_out > width && alike;
-}
-
-// The operands of output channels [column, column + c_out) of a group, packed at `w`.
-template <class T>
-GemmTile<T> tile_of(const ConvArgs<T>& a, int64_t group, int64_t column, int64_t c_out,
-                    const T* w) {
-  const int64_t c_in = a.c_in / a.groups, first = group * (a.c_out / a.groups) + column;
-  GemmTile<T> t;
-  t.x = a.x + group * c_in;
-  t.ldx = a.c_in;
-  t.w = w;
-  t.n_offsets = a.pairs.n_offsets;
-  t.c_in = c_in;
-  t.c_out = c_out;
-  t.y = a.y + first;
-  t.ldy = a.c_out;
-  t.bias = a.bias ? a.bias + first : nullptr;
-  t.u = a.u ? a.u + first : nullptr;
-  t.u_start = a.u_start;
-  t.u_rows = a.u_rows;
-  t.src = a.pairs.src;
-  t.dst = a.pairs.dst;
-  t.offset_start = a.pairs.offset_start;
-  t.row_begin = 0;
-  t.row_end = a.n_dst;
-  return t;
 }
 
 template <class T>
@@ -94,8 +63,7 @@ void conv(const ConvArgs<T>& a, int n_threads) {
   const int64_t c_in = a.c_in / a.groups, c_out = a.c_out / a.groups;
   const int64_t width = packed_width<T>(c_out), n_panels = ceil_div(c_out, width);
   const int64_t group_stride = a.pairs.n_offsets * n_panels * c_in * width;
-  const int64_t tile_rows = std::clamp<int64_t>(
-      kTileBytes / static_cast<int64_t>(a.c_out * sizeof(T)), kMinTileRows, kMaxTileRows);
+  const int64_t tile_rows = conv_tile_rows(a);
   parallel_for(ceil_div(a.n_dst, tile_rows), n_threads, [&](int64_t tile) {
     for (int64_t g = 0; g < a.groups; ++g) {
       GemmTile<T> t = tile_of(a, g, 0, c_out, a.workspace + g * group_stride);

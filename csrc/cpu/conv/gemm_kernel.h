@@ -33,11 +33,21 @@ constexpr int kPanel = kVecs * kLanes<T>;
 constexpr int64_t kDepth = 256;  // input channels per pass: 256 x 16 floats = 16 KiB of L1
 constexpr int64_t kBlockRows = 8 * kRows;
 
-// y[0..R) += x[0..R) . w over `depth` channels and one panel; x and y point at the rows' first
-// channel.
-template <class T, int R, int V>
-[[gnu::always_inline]] inline void multiply_rows(const T* const* x, int64_t depth0, int64_t depth,
-                                                 const T* w, T* const* y, int64_t column) {
+// Which input channels a product reads: a range, or a list of those that a pruned weight keeps.
+struct ChannelRange {
+  int64_t first;
+  [[gnu::always_inline]] int64_t operator[](int64_t j) const { return first + j; }
+};
+struct ChannelList {
+  const int32_t* first;
+  [[gnu::always_inline]] int64_t operator[](int64_t j) const { return first[j]; }
+};
+
+// y[0..R) += x[0..R) . w over `depth` channels and one panel, whose rows of w are Width apart.
+template <class T, int R, int V, int64_t Width, class Channels>
+[[gnu::always_inline]] inline void multiply_rows(const T* const* x, Channels channels,
+                                                 int64_t depth, const T* w, T* const* y,
+                                                 int64_t column) {
   Vec<T> acc[R][V];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
@@ -45,11 +55,12 @@ template <class T, int R, int V>
     for (int v = 0; v < V; ++v) acc[r][v] = load(y[r] + column + v * kLanes<T>);
   const T* xr[R];
 #pragma GCC unroll 16
-  for (int r = 0; r < R; ++r) xr[r] = x[r] + depth0;
-  for (int64_t c = 0; c < depth; ++c) {
+  for (int r = 0; r < R; ++r) xr[r] = x[r];
+  for (int64_t j = 0; j < depth; ++j) {
+    const int64_t c = channels[j];
     Vec<T> b[V];
 #pragma GCC unroll 2
-    for (int v = 0; v < V; ++v) b[v] = load(w + c * kPanel<T> + v * kLanes<T>);
+    for (int v = 0; v < V; ++v) b[v] = load(w + j * Width + v * kLanes<T>);
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
       const Vec<T> a = splat(xr[r][c]);
@@ -63,54 +74,64 @@ template <class T, int R, int V>
     for (int v = 0; v < V; ++v) store(y[r] + column + v * kLanes<T>, acc[r][v]);
 }
 
-// The same for a row count known only at run time.
-template <class T, int V>
-void multiply_group(int rows, const T* const* x, int64_t depth0, int64_t depth, const T* w,
-                    T* const* y, int64_t column) {
+template <int R>
+struct Rows {
+  static constexpr int value = R;
+};
+
+// f(Rows<rows>{}) for a row count known only at run time, at most Most.
+template <int Most, class F>
+[[gnu::always_inline]] inline void for_rows(int rows, const F& f) {
+  static_assert(Most == 6 || Most == 8 || Most == 12, "the cases below");
   switch (rows) {
     case 1:
-      return multiply_rows<T, 1, V>(x, depth0, depth, w, y, column);
+      return f(Rows<1>{});
     case 2:
-      return multiply_rows<T, 2, V>(x, depth0, depth, w, y, column);
+      return f(Rows<2>{});
     case 3:
-      return multiply_rows<T, 3, V>(x, depth0, depth, w, y, column);
+      return f(Rows<3>{});
     case 4:
-      return multiply_rows<T, 4, V>(x, depth0, depth, w, y, column);
+      return f(Rows<4>{});
     case 5:
-      return multiply_rows<T, 5, V>(x, depth0, depth, w, y, column);
+      return f(Rows<5>{});
     case 6:
-      return multiply_rows<T, 6, V>(x, depth0, depth, w, y, column);
-#if DS_VEC_BYTES == 64
-    case 7:
-      return multiply_rows<T, 7, V>(x, depth0, depth, w, y, column);
-    case 8:
-      return multiply_rows<T, 8, V>(x, depth0, depth, w, y, column);
-    case 9:
-      return multiply_rows<T, 9, V>(x, depth0, depth, w, y, column);
-    case 10:
-      return multiply_rows<T, 10, V>(x, depth0, depth, w, y, column);
-    case 11:
-      return multiply_rows<T, 11, V>(x, depth0, depth, w, y, column);
-    case 12:
-      return multiply_rows<T, 12, V>(x, depth0, depth, w, y, column);
-#endif
+      return f(Rows<6>{});
+  }
+  if constexpr (Most >= 8) {
+    if (rows == 7) return f(Rows<7>{});
+    if (rows == 8) return f(Rows<8>{});
+  }
+  if constexpr (Most >= 12) {
+    if (rows == 9) return f(Rows<9>{});
+    if (rows == 10) return f(Rows<10>{});
+    if (rows == 11) return f(Rows<11>{});
+    if (rows == 12) return f(Rows<12>{});
   }
 }
 
+// The same for at most Most rows.
+template <class T, int Most, int V, int64_t Width, class Channels>
+void multiply_group(int rows, const T* const* x, Channels channels, int64_t depth, const T* w,
+                    T* const* y, int64_t column) {
+  for_rows<Most>(rows, [&](auto r) __attribute__((always_inline)) {
+    multiply_rows<T, decltype(r)::value, V, Width>(x, channels, depth, w, y, column);
+  });
+}
+
 // A last panel of which only `columns` exist in y: through a buffer as wide as the panel.
-template <class T>
-void multiply_edge(int rows, const T* const* x, int64_t depth0, int64_t depth, const T* w,
+template <class T, int Most, int V, int64_t Width, class Channels>
+void multiply_edge(int rows, const T* const* x, Channels channels, int64_t depth, const T* w,
                    T* const* y, int64_t column, int64_t columns) {
-  T buffer[kRows][kPanel<T>];
-  T* target[kRows];
+  T buffer[Most][Width];
+  T* target[Most];
   for (int r = 0; r < rows; ++r) {
     target[r] = buffer[r];
-    for (int64_t c = 0; c < kPanel<T>; ++c) buffer[r][c] = c < columns ? y[r][column + c] : T(0);
+    for (int64_t c = 0; c < Width; ++c) buffer[r][c] = c < columns ? y[r][column + c] : T(0);
   }
-  if (columns > kLanes<T>)
-    multiply_group<T, 2>(rows, x, depth0, depth, w, target, 0);
+  if (columns > kLanes<T> || V == 1)
+    multiply_group<T, Most, V, Width>(rows, x, channels, depth, w, target, 0);
   else
-    multiply_group<T, 1>(rows, x, depth0, depth, w, target, 0);
+    multiply_group<T, Most, 1, Width>(rows, x, channels, depth, w, target, 0);
   for (int r = 0; r < rows; ++r)
     for (int64_t c = 0; c < columns; ++c) y[r][column + c] = buffer[r][c];
 }
@@ -193,19 +214,23 @@ void multiply_block(const GemmTile<T>& t, const T* w, int64_t pair, int n) {
   const int n_groups = (n + kRows - 1) / kRows, base = n / n_groups, larger = n % n_groups;
   for (int64_t depth0 = 0; depth0 < t.c_in; depth0 += kDepth) {
     const int64_t depth = t.c_in - depth0 < kDepth ? t.c_in - depth0 : kDepth;
+    const ChannelRange channels{depth0};
     for (int64_t column = 0; column < t.c_out; column += kPanel<T>) {
       const T* panel = w + column * t.c_in + depth0 * kPanel<T>;
       const int64_t columns = t.c_out - column;
       for (int g = 0, r = 0; g < n_groups; ++g) {
         const int rows = base + (g < larger);
         if (columns < kPanel<T> && columns != kLanes<T>)
-          multiply_edge(rows, x + r, depth0, depth, panel, y + r, column, columns);
+          multiply_edge<T, kRows, 2, kPanel<T>>(rows, x + r, channels, depth, panel, y + r, column,
+                                                columns);
         else if (columns < kPanel<T>)
-          multiply_group<T, 1>(rows, x + r, depth0, depth, panel, y + r, column);
+          multiply_group<T, kRows, 1, kPanel<T>>(rows, x + r, channels, depth, panel, y + r,
+                                                 column);
         else if (rows == kRows)
-          multiply_rows<T, kRows, 2>(x + r, depth0, depth, panel, y + r, column);
+          multiply_rows<T, kRows, 2, kPanel<T>>(x + r, channels, depth, panel, y + r, column);
         else
-          multiply_group<T, 2>(rows, x + r, depth0, depth, panel, y + r, column);
+          multiply_group<T, kRows, 2, kPanel<T>>(rows, x + r, channels, depth, panel, y + r,
+                                                 column);
         r += rows;
       }
     }

@@ -5,6 +5,7 @@
 
 #include "cpu/conv/group_conv_kernel.h"
 #include "cpu/conv/tile_weight_grad_kernel.h"
+#include "cpu/spmm/tile_spmm_kernel.h"
 
 namespace ds {
 namespace {
@@ -59,6 +60,22 @@ struct AmxTiles {
     if constexpr (Sum == 3) _tile_dpbf16ps(3, 5, 7);
     static_assert(A == 4 + Sum / 2 && B == 6 + Sum % 2, "the 2 x 2 scheme of registers");
   }
+
+  // The values of kUnitWords mask words to their places, zeros elsewhere; returns what follows
+  // them.
+  static const bf16* spread(const bf16* values, const uint32_t* masks, bf16* into) {
+    for (int64_t word = 0; word < kUnitWords; ++word, into += kTileDepth) {
+      const __m512i row = _mm512_loadu_si512(values);
+      _mm512_storeu_si512(into, _mm512_maskz_expand_epi16(masks[word], row));
+      values += __builtin_popcount(masks[word]);
+    }
+    return values;
+  }
+  // To nearest even; denormals become zero, as they do in products.
+  static void round(const float* low, const float* high, bf16* to) {
+    const __m512bh both = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(high), _mm512_loadu_ps(low));
+    __builtin_memcpy(to, &both, sizeof both);
+  }
 };
 
 }  // namespace
@@ -70,6 +87,10 @@ void amx_group_conv(const GroupConvTile& t) {
 void amx_weight_grad(const WeightGradBlock<bf16>& t);
 void amx_weight_grad(const WeightGradBlock<bf16>& t) {
   tile_weight_grad_block<AmxTiles>(t);
+}
+void amx_tile_spmm(const TileSpmmPart& part);
+void amx_tile_spmm(const TileSpmmPart& part) {
+  tile_spmm_part<AmxTiles>(part);
 }
 
 }  // namespace ds

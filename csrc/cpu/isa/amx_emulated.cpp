@@ -3,6 +3,7 @@
 #define DS_VEC_BYTES 16
 #include "cpu/conv/group_conv_kernel.h"
 #include "cpu/conv/tile_weight_grad_kernel.h"
+#include "cpu/spmm/tile_spmm_kernel.h"
 
 namespace ds {
 namespace {
@@ -23,6 +24,18 @@ struct EmulatedTiles {
   void store(void* p, int64_t stride = 64) const {
     for (int row = 0; row < 16; ++row)
       __builtin_memcpy(static_cast<char*>(p) + row * stride, registers[R] + row * 64, 64);
+  }
+
+  static const bf16* spread(const bf16* values, const uint32_t* masks, bf16* into) {
+    for (int64_t i = 0; i < kUnitWords * kTileDepth; ++i)
+      into[i] = (masks[i / 32] >> i % 32 & 1) != 0 ? *values++ : bf16{0};
+    return values;
+  }
+  static void round(const float* low, const float* high, bf16* to) {
+    for (int64_t c = 0; c < kTileColumns; ++c) {
+      to[c] = rounded<bf16>(flushed(low[c]));
+      to[kTileColumns + c] = rounded<bf16>(flushed(high[c]));
+    }
   }
 
   // Denormals count as zero, and so do denormal results.
@@ -69,6 +82,10 @@ void emulated_group_conv(const GroupConvTile& t) {
 void emulated_weight_grad(const WeightGradBlock<bf16>& t);
 void emulated_weight_grad(const WeightGradBlock<bf16>& t) {
   tile_weight_grad_block<EmulatedTiles>(t);
+}
+void emulated_tile_spmm(const TileSpmmPart& part);
+void emulated_tile_spmm(const TileSpmmPart& part) {
+  tile_spmm_part<EmulatedTiles>(part);
 }
 
 }  // namespace ds

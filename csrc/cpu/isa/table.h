@@ -2,6 +2,7 @@
 #pragma once
 #include "cpu/conv/depthwise_kernel.h"
 #include "cpu/conv/gemm_kernel.h"
+#include "cpu/conv/kept_kernel.h"
 #include "cpu/conv/weight_grad_kernel.h"
 #include "cpu/kernels.h"
 #include "cpu/pool/pool_grad_kernel.h"
@@ -30,7 +31,8 @@ template <class T>
 constexpr KernelSet<T> kernel_set() {
   return {row_kernels<T>(),     kPanel<T>,         gemm_tile<T>,
           weight_grad_block<T>, depthwise_tile<T>, depthwise_grad_chunk<T>,
-          spmm_kernels<T>()};
+          spmm_kernels<T>(),
+          kept_tile<T>,         kept_grad<T>};
 }
 
 template <class T>
@@ -58,6 +60,7 @@ constexpr HalfKernelSet<T> half_kernel_set() {
                             kernel_set<double>(),    \
                             half_kernel_set<bf16>(), \
                             half_kernel_set<f16>(),  \
+                            nullptr,                 \
                             nullptr,                 \
                             nullptr};                \
   }

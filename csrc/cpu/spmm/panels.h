@@ -23,6 +23,12 @@ int64_t panel_width() {
   return kPanelVectors * kernels<T>().spmm.lanes;
 }
 
+// Of a batch of m rows: a narrow one has narrow panels.
+template <class T>
+int64_t narrow_width(int64_t m) {
+  return std::min(panel_width<T>(), round_up(std::max<int64_t>(m, 1), kernels<T>().spmm.lanes));
+}
+
 // Columns [begin, end) of x (rows, ldx) to panel[column][width].
 template <class T, class S>
 void fill_panel(const S* x, int64_t ldx, int64_t rows, int64_t begin, int64_t end, T* panel,

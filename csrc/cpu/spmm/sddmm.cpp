@@ -12,19 +12,17 @@ constexpr int64_t kChunkRows = 128;  // of dy: their panel stays in L2 while blo
 
 template <class T>
 int64_t sddmm_workspace(const Tiles& w, int64_t m) {
-  const int64_t n_panels = std::min(kWavePanels, ceil_div(m, panel_width<T>()));
-  return n_panels * (w.n_columns + w.n_rows) * panel_width<T>() + round_up(w.block_columns, 16);
+  const int64_t width = narrow_width<T>(m);
+  return std::min(kWavePanels, ceil_div(m, width)) * (w.n_columns + w.n_rows) * width;
 }
 
 template <class T, class S>
 void sddmm(const SddmmArgs<T, S>& a, int n_threads) {
   const Tiles& w = a.tiles;
-  const int64_t n_entries = w.starts[w.n_blocks() * w.n_rows], width = panel_width<T>();
+  const int64_t n_entries = w.starts[w.n_blocks() * w.n_rows], width = narrow_width<T>(a.m);
   if (a.m == 0) return std::fill(a.values, a.values + n_entries, T(0));
   const int64_t n_panels = ceil_div(a.m, width), wave = std::min(kWavePanels, n_panels);
-  int32_t* offset = reinterpret_cast<int32_t*>(a.workspace);
-  for (int64_t c = 0; c < w.block_columns; ++c) offset[c] = static_cast<int32_t>(c * width);
-  T* x_panels = a.workspace + round_up(w.block_columns, 16);
+  T* x_panels = a.workspace;
   T* dy_panels = x_panels + wave * w.n_columns * width;
   const int64_t x_slabs = w.n_blocks(), dy_slabs = ceil_div(w.n_rows, w.block_columns);
   for (int64_t panel = 0; panel < n_panels; panel += wave) {
@@ -43,7 +41,8 @@ void sddmm(const SddmmArgs<T, S>& a, int n_threads) {
       SddmmTile<T> t;
       t.columns = w.columns;
       t.values = a.values;
-      t.offset = offset;
+      t.offset = nullptr;
+      t.ldx = width;
       t.ldy = width;
       t.unit_begin = chunk * kChunkRows;
       t.unit_end = std::min(w.n_rows, t.unit_begin + kChunkRows);

@@ -6,6 +6,7 @@
 // - 1 pairs of shuffles and adds leave one vector with one sum per lane.
 #pragma once
 #include "cpu/spmm/spmm.h"
+#include "cpu/spmm/spmm_kernel.h"
 #include "cpu/spmm/transpose_kernel.h"
 
 namespace ds {
@@ -40,13 +41,13 @@ template <class T>
 }
 
 // The dot products of entries [j, j + count), of which the first kLanes (count clamped) are done.
-template <class T, int R>
+template <class T, int R, bool kTable>
 [[gnu::always_inline]] inline Vec<T> dots(const SddmmTile<T>& t, const Vec<T> (&dy)[R], int64_t j,
                                           int64_t last) {
   Vec<T> sums[kLanes<T>];
 #pragma GCC unroll 16
   for (int i = 0; i < kLanes<T>; ++i) {
-    const T* x = t.x + t.offset[t.columns[least(j + i, last)]];
+    const T* x = t.x + place<kTable>(t, least(j + i, last));
     sums[i] = Vec<T>{};
 #pragma GCC unroll 4
     for (int v = 0; v < R; ++v) sums[i] = fma(dy[v], load(x + v * kLanes<T>), sums[i]);
@@ -54,8 +55,8 @@ template <class T, int R>
   return sums_of<T>(sums);
 }
 
-template <class T, int R>
-void sample_rows(const SddmmTile<T>& t) {
+template <class T, int R, bool kTable>
+void sample_segments(const SddmmTile<T>& t) {
   for (int64_t row = t.unit_begin; row < t.unit_end; ++row) {
     const int64_t end = t.starts[row + 1];
     Vec<T> dy[R];
@@ -63,15 +64,23 @@ void sample_rows(const SddmmTile<T>& t) {
     for (int v = 0; v < R; ++v) dy[v] = load(t.dy + row * t.ldy + v * kLanes<T>);
     int64_t j = t.starts[row];
     for (; j + kLanes<T> <= end; j += kLanes<T>) {
-      const Vec<T> sum = dots<T, R>(t, dy, j, end - 1);
+      const Vec<T> sum = dots<T, R, kTable>(t, dy, j, end - 1);
       store(t.values + j, t.first ? sum : load(t.values + j) + sum);
     }
     if (j == end) continue;
     T rest[kLanes<T>];
-    store(rest, dots<T, R>(t, dy, j, end - 1));
+    store(rest, dots<T, R, kTable>(t, dy, j, end - 1));
     for (int i = 0; j + i < end; ++i)
       t.values[j + i] = t.first ? rest[i] : t.values[j + i] + rest[i];
   }
+}
+
+template <class T, int R>
+void sample_rows(const SddmmTile<T>& t) {
+  if (t.offset)
+    sample_segments<T, R, true>(t);
+  else
+    sample_segments<T, R, false>(t);
 }
 
 template <class T>

@@ -20,7 +20,7 @@ struct Plan {
 template <class T>
 Plan plan_of(const Tiles& w, int64_t m, int n_threads) {
   Plan p;
-  p.width = panel_width<T>();
+  p.width = narrow_width<T>(m);
   p.n_panels = ceil_div(m, p.width);
   p.group_panels = std::min(kGroupPanels, std::max<int64_t>(p.n_panels, 1));
   p.n_groups = ceil_div(p.n_panels, p.group_panels);
@@ -34,12 +34,12 @@ Plan plan_of(const Tiles& w, int64_t m, int n_threads) {
   return p;
 }
 
-// Elements of one worker: sums of a chunk, its decoded values, the columns' places.
+// Elements of one worker: sums of a chunk and its decoded values.
 template <class T>
 int64_t scratch_of(const Tiles& w, const Plan& p, bool plain) {
   const int64_t sums = p.chunk_rows * p.group_panels * p.width;
   const int64_t values = plain ? 0 : round_up(p.chunk_rows * w.block_columns, 16);
-  return sums + values + round_up(w.block_columns, 16);
+  return sums + values;
 }
 
 template <class T, class S>
@@ -55,18 +55,16 @@ struct Multiply {
     const int64_t row_end = std::min(w.n_rows, row_begin + p.chunk_rows);
     const int64_t n_panels = std::min(p.group_panels, p.n_panels - first_panel);
     T* sums = scratch;
-    int32_t* offset = reinterpret_cast<int32_t*>(sums + p.chunk_rows * p.group_panels * p.width);
-    T* values = reinterpret_cast<T*>(offset + round_up(w.block_columns, 16));
-    for (int64_t c = 0; c < w.block_columns; ++c) offset[c] = static_cast<int32_t>(c * p.width);
+    T* values = sums + p.chunk_rows * p.group_panels * p.width;
     SpmmTile<T> t;
     t.columns = w.columns;
-    t.offset = offset;
+    t.offset = nullptr;
+    t.ldx = p.width;
     t.ldy = p.width;
     t.bias = a.bias;
     t.unit_begin = row_begin / w.unit_rows;
     t.unit_end = row_end / w.unit_rows;
     t.unit_rows = w.unit_rows;
-    t.n_rows = w.n_rows;
     for (int64_t b = 0; b < w.n_blocks(); ++b) {
       t.starts = w.starts + b * w.n_units();
       t.values = decoded(w, a.values, t.starts, t.unit_begin, t.unit_end, values);
@@ -118,51 +116,60 @@ void multiply_panels(const SpmmArgs<T, S>& a, int n_threads) {
 // ------------------------------------------------------------------ one or two rows
 template <class T>
 int64_t single_scratch(const Tiles& w, bool plain) {
-  return (plain ? 0 : round_up(kLeastChunkRows * w.block_columns, 16)) + kLeastChunkRows;
+  return plain ? 0 : round_up(kLeastChunkRows * w.block_columns, 16);
 }
 
+// Rows [begin, end) of W, block after block, so that W streams.
+template <class T, class S>
+void multiply_row(const SpmmArgs<T, S>& a, const T* x, int64_t begin, int64_t end, T* sums,
+                  T* scratch) {
+  const Tiles& w = a.tiles;
+  const int64_t step = a.values.kind == ValueKind::kPlain ? end - begin : kLeastChunkRows;
+  SpmvTile<T> t;
+  t.columns = w.columns;
+  t.y = sums;
+  t.bias = a.bias;
+  t.unit_rows = w.unit_rows;
+  for (int64_t b = 0; b < w.n_blocks(); ++b) {
+    t.starts = w.starts + b * w.n_units();
+    t.x = x + b * w.block_columns;
+    t.first = b == 0;
+    for (int64_t row = begin; row < end; row += step) {
+      t.unit_begin = row / w.unit_rows;
+      t.unit_end = std::min(end, row + step) / w.unit_rows;
+      t.values = decoded(w, a.values, t.starts, t.unit_begin, t.unit_end, scratch);
+      kernels<T>().spmm.spmv_tile(t);
+    }
+  }
+}
+
+// The workspace: the rows of x and of y as T where they are stored otherwise, then scratch.
 template <class T, class S>
 void multiply_single_rows(const SpmmArgs<T, S>& a, int n_threads) {
   const Tiles& w = a.tiles;
-  const int64_t x_size = round_up(w.n_columns, 16);
-  T* wide = a.workspace;
-  if constexpr (!std::is_same_v<T, S>)
-    for (int64_t i = 0; i < a.m; ++i)
-      kernels<S>().widen(a.x + i * w.n_columns, w.n_columns, wide + i * x_size);
-  T* scratch = a.workspace + kSingleRows * x_size;
-  const int64_t scratch_size = single_scratch<T>(w, a.values.kind == ValueKind::kPlain);
-  const int64_t n_chunks = ceil_div(w.n_rows, kLeastChunkRows);
-  const auto job = [&](int64_t chunk, int worker) {
-    const int64_t begin = chunk * kLeastChunkRows;
-    const int64_t end = std::min(w.n_rows, begin + kLeastChunkRows);
-    T* sums = scratch + worker * scratch_size;
-    SpmvTile<T> t;
-    t.columns = w.columns;
-    t.bias = a.bias;
-    t.unit_begin = begin / w.unit_rows;
-    t.unit_end = end / w.unit_rows;
-    t.unit_rows = w.unit_rows;
-    t.n_rows = w.n_rows;
-    for (int64_t i = 0; i < a.m; ++i) {
-      for (int64_t b = 0; b < w.n_blocks(); ++b) {
-        t.starts = w.starts + b * w.n_units();
-        t.values = decoded(w, a.values, t.starts, t.unit_begin, t.unit_end, sums + kLeastChunkRows);
-        t.first = b == 0;
-        if constexpr (std::is_same_v<T, S>)
-          t.x = a.x + i * w.n_columns + b * w.block_columns;
-        else
-          t.x = wide + i * x_size + b * w.block_columns;
-        t.y = sums - begin;
-        kernels<T>().spmm.spmv_tile(t);
-      }
-      S* y = a.y + i * w.n_rows + begin;
-      if constexpr (std::is_same_v<T, S>)
-        std::copy(sums, sums + (end - begin), y);
-      else
-        kernels<S>().round(sums, end - begin, y);
+  const bool plain = a.values.kind == ValueKind::kPlain;
+  T* scratch = a.workspace + kSingleRows * (w.n_columns + w.n_rows);
+  const int64_t chunk_rows =
+      std::max(round_up(ceil_div(w.n_rows, n_threads), kMaxUnitRows), kLeastChunkRows);
+  for (int64_t i = 0; i < a.m; ++i) {
+    const S* x_row = a.x + i * w.n_columns;
+    S* y_row = a.y + i * w.n_rows;
+    const T* x;
+    T* y;
+    if constexpr (std::is_same_v<T, S>) {
+      x = x_row;
+      y = y_row;
+    } else {
+      kernels<S>().widen(x_row, w.n_columns, a.workspace);
+      x = a.workspace;
+      y = a.workspace + w.n_columns;
     }
-  };
-  parallel_for_workers(n_chunks, n_threads, job);
+    parallel_for_workers(ceil_div(w.n_rows, chunk_rows), n_threads, [&](int64_t chunk, int worker) {
+      multiply_row(a, x, chunk * chunk_rows, std::min(w.n_rows, (chunk + 1) * chunk_rows), y,
+                   scratch + worker * single_scratch<T>(w, plain));
+    });
+    if constexpr (!std::is_same_v<T, S>) kernels<S>().round(y, w.n_rows, y_row);
+  }
 }
 
 }  // namespace
@@ -170,7 +177,7 @@ void multiply_single_rows(const SpmmArgs<T, S>& a, int n_threads) {
 template <class T>
 int64_t spmm_workspace(const Tiles& w, bool plain, int64_t m, int n_threads) {
   if (m <= kSingleRows)
-    return kSingleRows * round_up(w.n_columns, 16) + n_threads * single_scratch<T>(w, plain);
+    return kSingleRows * (w.n_columns + w.n_rows) + n_threads * single_scratch<T>(w, plain);
   const Plan p = plan_of<T>(w, m, n_threads);
   return p.wave_groups * p.group_panels * w.n_columns * p.width +
          n_threads * scratch_of<T>(w, p, plain);

@@ -31,20 +31,23 @@ struct Tiles {
 };
 
 // One block of columns against one panel, for units [unit_begin, unit_end):
-// y[row] (+)= sum over the segment of value * x[offset[column]], lanes [0, vectors * kLanes).
+// y[row] (+)= sum over the segment of value * x[offset[column]], lanes [0, vectors * kLanes). Where
+// `offset` is null, it is column * ldx: one load less an entry, a tenth of the time.
 // A row's sum runs in 8 / vectors chains (entry i of a segment in chain i mod chains), added up in
 // a fixed order at the end of the segment.
 template <class T>
 struct SpmmTile {
   const int64_t* starts;  // of this block: (n_units + 1)
   const uint16_t* columns;
-  const T* values;        // entry 0 of the matrix
-  const T* x;             // first lane of the panel's block
-  const int32_t* offset;  // (block_columns): where a column's lanes begin, in elements from x
-  T* y;                   // row 0: (n_rows, ldy), aligned to a vector
+  const T* values;  // entry 0 of the matrix
+  const T* x;       // first lane of the panel's block
+  const int32_t*
+      offset;  // (block_columns): where a column's lanes begin, in elements from x, or null
+  int64_t ldx;
+  T* y;  // row 0: (n_rows, ldy), aligned to a vector
   int64_t ldy;
   const T* bias;  // (n_rows) or null: what the first block starts from
-  int64_t unit_begin, unit_end, unit_rows, n_rows;
+  int64_t unit_begin, unit_end, unit_rows;
   int vectors;  // 1 .. kPanelVectors
   bool first;   // y is written, not added to
 };
@@ -58,7 +61,7 @@ struct SpmvTile {
   const T* x;  // the block's first column
   T* y;
   const T* bias;
-  int64_t unit_begin, unit_end, unit_rows, n_rows;
+  int64_t unit_begin, unit_end, unit_rows;
   bool first;
 };
 
@@ -69,7 +72,8 @@ struct SddmmTile {
   const uint16_t* columns;
   T* values;
   const T* x;
-  const int32_t* offset;
+  const int32_t* offset;  // or null: column * ldx
+  int64_t ldx;
   const T* dy;  // row 0: (n_rows, ldy)
   int64_t ldy;
   int64_t unit_begin, unit_end;

@@ -22,6 +22,15 @@ constexpr int kBlockVectors = 4;
 constexpr int kBlockVectors = 2;
 #endif
 
+// Where a column's lanes begin.
+template <bool kTable, class Tile>
+[[gnu::always_inline]] inline int64_t place(const Tile& t, int64_t entry) {
+  if constexpr (kTable)
+    return t.offset[t.columns[entry]];
+  else
+    return t.columns[entry] * t.ldx;
+}
+
 template <class T, int R>
 [[gnu::always_inline]] inline void start_lanes(Vec<T> (&acc)[R], const T* y, const T* bias,
                                                bool first) {
@@ -36,7 +45,7 @@ template <class T, int R>
 }
 
 // One row's segment [j, end) against R vectors of lanes, in U chains.
-template <class T, int R, int U>
+template <class T, int R, int U, bool kTable>
 [[gnu::always_inline]] inline void multiply_segment(const SpmmTile<T>& t, int64_t row, int64_t j,
                                                     int64_t end) {
   T* y = t.y + row * t.ldy;
@@ -50,14 +59,14 @@ template <class T, int R, int U>
 #pragma GCC unroll 8
     for (int u = 0; u < U; ++u) {
       const Vec<T> w = splat(t.values[j + u]);
-      const T* x = t.x + t.offset[t.columns[j + u]];
+      const T* x = t.x + place<kTable>(t, j + u);
 #pragma GCC unroll 4
       for (int v = 0; v < R; ++v) acc[u][v] = fma(w, load(x + v * kLanes<T>), acc[u][v]);
     }
   }
   for (; j < end; ++j) {
     const Vec<T> w = splat(t.values[j]);
-    const T* x = t.x + t.offset[t.columns[j]];
+    const T* x = t.x + place<kTable>(t, j);
 #pragma GCC unroll 4
     for (int v = 0; v < R; ++v) acc[0][v] = fma(w, load(x + v * kLanes<T>), acc[0][v]);
   }
@@ -71,12 +80,20 @@ template <class T, int R, int U>
   for (int v = 0; v < R; ++v) store(y + v * kLanes<T>, acc[0][v]);
 }
 
-template <class T, int R, int U>
-void multiply_rows_of(const SpmmTile<T>& t) {
+template <class T, int R, int U, bool kTable>
+void multiply_segments(const SpmmTile<T>& t) {
   for (int64_t row = t.unit_begin; row < t.unit_end; ++row) {
     const int64_t begin = t.starts[row], end = t.starts[row + 1];
-    if (begin < end || t.first) multiply_segment<T, R, U>(t, row, begin, end);
+    if (begin < end || t.first) multiply_segment<T, R, U, kTable>(t, row, begin, end);
   }
+}
+
+template <class T, int R, int U>
+void multiply_rows_of(const SpmmTile<T>& t) {
+  if (t.offset)
+    multiply_segments<T, R, U, true>(t);
+  else
+    multiply_segments<T, R, U, false>(t);
 }
 
 // Rows [row, row + 4) of a unit, V vectors from `lane` on; `values` points at the first of the four
@@ -90,7 +107,7 @@ template <class T, int V>
     start_lanes<T, V>(acc[r], t.y + (row + r) * t.ldy + lane, t.bias ? t.bias + row + r : nullptr,
                       t.first);
   for (int64_t j = begin; j < end; ++j) {
-    const T* x = t.x + t.offset[t.columns[j]] + lane;
+    const T* x = t.x + (t.offset ? t.offset[t.columns[j]] : t.columns[j] * t.ldx) + lane;
     const T* w = values + j * t.unit_rows;
     Vec<T> b[V];
 #pragma GCC unroll 4
@@ -140,25 +157,65 @@ void spmm_tile(const SpmmTile<T>& t) {
   }
 }
 
-// A single row of activations: scalar loads (a gather of vectors is no faster than they are), four
-// chains; three loads an entry are the bound, then the 6 bytes of it.
+// A single row of activations: four of them are put together from scalar loads, which costs less
+// than a gather (0.4 ns an entry against 0.7 on Zen 3), and multiplied by four weights at once, in
+// two chains; then by memory: 6 bytes an entry.
+template <class T>
+using Quad __attribute__((vector_size(4 * sizeof(T)))) = T;
+
+template <class T>
+[[gnu::always_inline]] inline Quad<T> quad_fma(Quad<T> a, Quad<T> b, Quad<T> c) {
+#if defined(__FMA__)
+  if constexpr (sizeof(T) == 4)
+    return _mm_fmadd_ps(a, b, c);
+  else
+    return _mm256_fmadd_pd(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+template <class T>
+[[gnu::always_inline]] inline Quad<T> four_of(const T* x, const uint16_t* columns) {
+  uint64_t packed;
+  __builtin_memcpy(&packed, columns, sizeof packed);
+  return Quad<T>{x[packed & 0xffff], x[packed >> 16 & 0xffff], x[packed >> 32 & 0xffff],
+                 x[packed >> 48]};
+}
+
+template <class T>
+[[gnu::always_inline]] inline Quad<T> four_weights(const T* w, int64_t step) {
+  if (step > 1) return Quad<T>{w[0], w[step], w[2 * step], w[3 * step]};
+  Quad<T> v;
+  __builtin_memcpy(&v, w, sizeof v);
+  return v;
+}
+
+template <class T>
+[[gnu::always_inline]] inline T dot_entries(const SpmvTile<T>& t, const T* w, int64_t step,
+                                            int64_t j, int64_t end, T sum) {
+  Quad<T> a{}, b{};
+  for (; j + 8 <= end; j += 8) {
+    a = quad_fma<T>(four_weights(w + j * step, step), four_of(t.x, t.columns + j), a);
+    b = quad_fma<T>(four_weights(w + (j + 4) * step, step), four_of(t.x, t.columns + j + 4), b);
+  }
+  for (; j < end; ++j) sum = fma(w[j * step], t.x[t.columns[j]], sum);
+  a += b;
+  return sum + ((a[0] + a[2]) + (a[1] + a[3]));
+}
+
 template <class T>
 void spmv_tile(const SpmvTile<T>& t) {
-  constexpr int U = 4;
   for (int64_t unit = t.unit_begin; unit < t.unit_end; ++unit) {
     const int64_t begin = t.starts[unit], end = t.starts[unit + 1];
     if (begin == end && !t.first) continue;
     for (int64_t r = 0; r < t.unit_rows; ++r) {
       const int64_t row = unit * t.unit_rows + r;
-      const T* w = t.values + r;
-      const int64_t step = t.unit_rows;
-      T acc[U] = {t.first ? (t.bias ? t.bias[row] : T(0)) : t.y[row]};
-      int64_t j = begin;
-      for (; j + U <= end; j += U)
-#pragma GCC unroll 4
-        for (int u = 0; u < U; ++u) acc[u] = fma(w[(j + u) * step], t.x[t.columns[j + u]], acc[u]);
-      for (; j < end; ++j) acc[0] = fma(w[j * step], t.x[t.columns[j]], acc[0]);
-      t.y[row] = (acc[0] + acc[2]) + (acc[1] + acc[3]);
+      const T before = !t.first ? t.y[row] : t.bias ? t.bias[row] : T(0);
+      if (t.unit_rows == 1)
+        t.y[row] = dot_entries(t, t.values, 1, begin, end, before);
+      else
+        t.y[row] = dot_entries(t, t.values + r, t.unit_rows, begin, end, before);
     }
   }
 }

@@ -2,6 +2,14 @@
 #include "cpu/reference.h"
 
 namespace ds {
+namespace {
+
+template <class Tile>
+int64_t place(const Tile& t, int64_t entry) {
+  return t.offset ? t.offset[t.columns[entry]] : t.columns[entry] * t.ldx;
+}
+
+}  // namespace
 
 template <class T>
 void spmm_tile_ref(const SpmmTile<T>& t) {
@@ -12,7 +20,7 @@ void spmm_tile_ref(const SpmmTile<T>& t) {
         T* y = t.y + row * t.ldy + lane;
         T sum = !t.first ? *y : t.bias ? t.bias[row] : T(0);
         for (int64_t j = t.starts[u]; j < t.starts[u + 1]; ++j)
-          sum += t.values[j * t.unit_rows + r] * t.x[t.offset[t.columns[j]] + lane];
+          sum += t.values[j * t.unit_rows + r] * t.x[place(t, j) + lane];
         *y = sum;
       }
 }
@@ -35,7 +43,7 @@ void sddmm_tile_ref(const SddmmTile<T>& t) {
     for (int64_t j = t.starts[row]; j < t.starts[row + 1]; ++j) {
       T sum = 0;
       for (int64_t lane = 0; lane < t.vectors * kRefLanes; ++lane)
-        sum += t.dy[row * t.ldy + lane] * t.x[t.offset[t.columns[j]] + lane];
+        sum += t.dy[row * t.ldy + lane] * t.x[place(t, j) + lane];
       t.values[j] = t.first ? sum : t.values[j] + sum;
     }
 }

@@ -1,4 +1,4 @@
-"""`python -m doublesparse demo`: what sparsity gives, on pen strokes and on a static camera."""
+"""`python -m doublesparse demo`: what sparsity gives, in sites and in weights."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from . import incremental, pen
+from . import dsd, incremental, pen
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -18,10 +18,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["incremental"]:
         return incremental.main(arguments[1:])
+    if arguments[:1] == ["dsd"]:
+        return dsd.main(arguments[1:])
     parser = argparse.ArgumentParser(
         prog="python -m doublesparse demo",
         description="Train DeepCNet on pen strokes; print a table and draw a picture.",
-        epilog="Another demo: python -m doublesparse demo incremental --help",
+        epilog="Other demos: python -m doublesparse demo {incremental,dsd} --help",
     )
     pen.add_arguments(parser)
     return pen.run(parser.parse_args(arguments))

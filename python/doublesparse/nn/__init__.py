@@ -18,7 +18,10 @@ from ._fixed import FixedGeometry
 from ._from_minkowski import from_minkowski
 from ._from_spconv import from_spconv
 from ._inverse import SparseInverseConv1d, SparseInverseConv2d, SparseInverseConv3d
+from ._masked import MaskedConv1d, MaskedConv2d, MaskedConv3d, MaskedLinear
+from ._masked_sparse import MaskedSparseConv2d as _MaskedSparseConv2d  # noqa: F401 (registers)
 from ._norm import SparseBatchNorm
+from ._packed import PackedConv1d, PackedConv2d, PackedConv3d, PackedLinear
 from ._pool import (
     SparseAvgPool1d,
     SparseAvgPool2d,
@@ -32,6 +35,14 @@ from ._pool import (
 
 __all__ = [
     "FixedGeometry",
+    "MaskedConv1d",
+    "MaskedConv2d",
+    "MaskedConv3d",
+    "MaskedLinear",
+    "PackedConv1d",
+    "PackedConv2d",
+    "PackedConv3d",
+    "PackedLinear",
     "SparseAvgPool1d",
     "SparseAvgPool2d",
     "SparseAvgPool3d",

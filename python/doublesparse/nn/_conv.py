@@ -3,35 +3,86 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .. import functional
+from .._patterns import Unstructured
 from .._torch_compat import ConvBase
 from ..tensor import SparseTensor
+from ._masked import MASKED_CLASSES, mask_layer, unmask_layer
 
 Input = SparseTensor | Tensor
 
 
-class _Convolve:
+class Prunable:
+    """What the sparse convolutions share: they take a mask. Mixed into a module."""
+
+    _buffers: dict[str, Tensor | None]
+
+    def set_mask(self, mask: Tensor, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Keep the weights where the mask is True; the others are zero from now on.
+
+        The layer becomes the masked form of its class, the same object with the same Parameters: it
+        gets the buffer `mask`, which goes into the `state_dict`, and the methods of
+        `ds.nn.MaskedConv2d`, whose `set_mask` says what happens to weights and optimizers.
+
+        Args:
+            mask: bool, of the weight's shape.
+            optimizer: one that updates the weight.
+
+        Raises:
+            TypeError: `mask` is no bool tensor, or `optimizer` no `torch.optim.Optimizer`.
+            ValueError: it has another shape than the weight.
+            NotImplementedError: a subclass, which has no masked form.
+
+        Example:
+            >>> import torch, doublesparse as ds
+            >>> conv = ds.nn.SubmanifoldConv2d(16, 16, 3)
+            >>> mask = torch.zeros(16, 16, 3, 3, dtype=torch.bool)
+            >>> mask[:, :, 1, 1] = True
+            >>> conv.set_mask(mask)
+            >>> int((conv.weight != 0).sum())
+            256
+        """
+        if type(self) not in MASKED_CLASSES:
+            raise NotImplementedError(
+                f"{type(self).__name__}.set_mask: the layer must be exactly one of this package's, "
+                "whose forward is known, got a subclass; pass mask= to ds.functional in its forward"
+            )
+        layer = mask_layer(cast("nn.Module", self), Unstructured())
+        try:
+            layer.set_mask(mask, optimizer)
+        except BaseException:
+            unmask_layer(layer)
+            raise
+
+
+class _Convolve(Prunable):
     """The forward of SparseConv1d .. SparseConv3d."""
 
     _convolve: Callable[..., Any]
 
     def forward(self: Any, input: Input) -> Any:
         """Convolve; a dense (B, C, *spatial) input gives a dense output, equal to torch's."""
-        if self.padding_mode != "zeros" or not isinstance(input, SparseTensor):
+        mask, padding = self._buffers.get("mask"), self.padding
+        if mask is None and (self.padding_mode != "zeros" or not isinstance(input, SparseTensor)):
             return super().forward(input)  # type: ignore[misc]
+        if self.padding_mode != "zeros":
+            input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)  # type: ignore[arg-type]
+            padding = 0
         return self._convolve(
             input,
             self.weight,
             self.bias,
             self.stride,
-            self.padding,
+            padding,
             self.dilation,
             self.groups,
+            mask=mask,
         )
 
 
@@ -99,7 +150,7 @@ def _four(name: str, value: Any) -> tuple[int, ...]:
     return values
 
 
-class SparseConv4d(ConvBase):
+class SparseConv4d(Prunable, ConvBase):
     """A convolution over four axes, for a SparseTensor only (torch has no such layer).
 
     Args are those of `nn.Conv3d`; `weight` is (c_out, c_in / groups, k, k, k, k). `padding` is
@@ -157,11 +208,12 @@ class SparseConv4d(ConvBase):
             self.padding,
             self.dilation,
             self.groups,
+            mask=self._buffers.get("mask"),
         )
 
 
 # ------------------------------------------------------------------ submanifold
-class _Submanifold(ConvBase):
+class _Submanifold(Prunable, ConvBase):
     """What SubmanifoldConv1d .. SubmanifoldConv4d share.
 
     It derives from torch's convolution without a rank, and not from `nn.Conv*d`: it is another
@@ -221,8 +273,9 @@ class _Submanifold(ConvBase):
 
     def forward(self, input: Input) -> Any:
         """Convolve at the input's sites; the result has ground=None (a dense input: dense)."""
+        options = dict(ground=self.ground, mask=self._buffers.get("mask"))
         return self._convolve(
-            input, self.weight, self.bias, self.dilation, self.groups, ground=self.ground
+            input, self.weight, self.bias, self.dilation, self.groups, **options
         )
 
     def extra_repr(self) -> str:
@@ -312,24 +365,29 @@ class SubmanifoldConv4d(_Submanifold):
 
 
 # ------------------------------------------------------------------ transposed, inverse
-class _Transpose:
+class _Transpose(Prunable):
     """The forward of SparseConvTranspose1d .. SparseConvTranspose3d."""
 
     _convolve: Callable[..., Any]
 
     def forward(self: Any, input: Input, output_size: list[int] | None = None) -> Any:
         """Convolve; a dense input gives a dense output. `output_size` as in torch."""
-        if output_size is not None or not isinstance(input, SparseTensor):
+        mask, extra = self._buffers.get("mask"), self.output_padding
+        if mask is None and (output_size is not None or not isinstance(input, SparseTensor)):
             return super().forward(input, output_size)  # type: ignore[misc]
+        if output_size is not None:
+            n_axes, geometry = len(self.kernel_size), (self.stride, self.padding, self.kernel_size)
+            extra = self._output_padding(input, output_size, *geometry, n_axes, self.dilation)
         return self._convolve(
             input,
             self.weight,
             self.bias,
             self.stride,
             self.padding,
-            self.output_padding,
+            extra,
             self.groups,
             self.dilation,
+            mask=mask,
         )
 
 

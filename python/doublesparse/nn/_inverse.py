@@ -10,9 +10,10 @@ import torch
 from .. import functional
 from .._torch_compat import ConvBase
 from ..tensor import SparseTensor
+from ._conv import Prunable
 
 
-class _Inverse(ConvBase):
+class _Inverse(Prunable, ConvBase):
     """What SparseInverseConv1d .. SparseInverseConv3d share."""
 
     _n_axes: int
@@ -87,6 +88,7 @@ class _Inverse(ConvBase):
             dilation=self.dilation,
             groups=self.groups,
             ground=self.ground,
+            mask=self._buffers.get("mask"),
         )
 
 
