@@ -65,9 +65,9 @@ def masked_conv_samples(rng, dtype):
         walk = dict(stride=(1, 1), before=(1, 1), after=(1, 1), dilation=(1, 1), groups=1)
         both = dict(weight=weight, mask=mask)
         bias = numbers(rng, (c_out,), dtype, False)
-        yield "masked_conv", dict(x=x, **both, bias=bias, **walk)
-        yield "masked_conv_input_grad", dict(dy=dy, **both, shape=(5, 4), **walk)
-        yield "masked_conv_weight_grad", dict(x=x, dy=dy, **both, **walk)
+        yield "masked_dense_conv", dict(x=x, **both, bias=bias, **walk)
+        yield "masked_dense_conv_input_grad", dict(dy=dy, **both, shape=(5, 4), **walk)
+        yield "masked_dense_conv_weight_grad", dict(x=x, dy=dy, **both, **walk)
 
 
 def n_elements(args: dict) -> int:

@@ -110,7 +110,7 @@ def masked_conv(
         g: see `Geometry`.
     """
     if traced(x) or traced(weight):
-        return torch.ops.doublesparse.masked_conv(x, weight, mask, bias, *g)
+        return torch.ops.doublesparse.masked_dense_conv(x, weight, mask, bias, *g)
     if not _takes_kernel(weight, mask, g.groups, x.dtype):
         return raw.dense_conv(x, raw.kept(weight, mask), bias, g)
     if wanted(x, weight, bias):
@@ -148,7 +148,8 @@ class FrozenConv:
     @property
     def nbytes(self) -> int:
         """Bytes of values and structure."""
-        return self._values.nbytes + self._form.structure.n_bytes
+        tiles = self._form.structure.tiles
+        return sum(t.nbytes for t in (self._values, tiles.starts, tiles.columns))
 
     def __call__(self, x: Tensor, bias: Tensor | None, g: Geometry) -> Tensor:
         """The convolution of x (B, c_in, *spatial); bias has its dtype. No gradient."""

@@ -57,7 +57,9 @@ def masked_conv(
             bias = None if bias is None else bias.to(dtype)
             operands = (x.to(dtype), weight.to(dtype), mask, bias)
             return masked_conv(n_axes, *operands, stride, padding, dilation, groups)
-    g = geometry_of(n_axes, x, weight, bias, stride, padding, dilation, groups)
+    g = None
+    if is_plain(x, weight):
+        g = geometry_of(n_axes, x, weight.shape, bias, stride, padding, dilation, groups)
     if g is None:
         dense = _CONVOLUTIONS[n_axes - 1]
         y: Tensor = dense(x, kept(weight, mask), bias, stride, padding, dilation, groups)
@@ -98,39 +100,44 @@ def check_mask(operation: str, weight: Any, mask: Any) -> None:
 def geometry_of(
     n_axes: int,
     x: Any,
-    weight: Tensor,
+    weight: Sequence[int],
     bias: Any,
     stride: Any,
     padding: Any,
     dilation: Any,
     groups: Any,
 ) -> Geometry | None:
-    """The walk of a convolution that the kernels can take; None where torch must, or refuses."""
-    operands = [t for t in (x, weight, bias) if t is not None]
-    if not all(isinstance(t, Tensor) and t.layout is torch.strided for t in operands):
-        return None
-    if not all(t.is_cpu and t.dtype == x.dtype for t in operands):
-        return None
+    """The walk of a convolution that the kernels can take; None where torch must, or refuses.
+
+    `weight`: its shape; the other arguments are those of `masked_conv`.
+    """
     fits = (
-        x.dtype.is_floating_point
-        and weight.dim() == n_axes + 2
+        is_plain(x, x)
+        and (bias is None or is_plain(bias, x) and bias.shape == weight[:1])
+        and len(weight) == n_axes + 2
         and x.dim() in (n_axes + 1, n_axes + 2)
-        and (bias is None or bias.shape == weight.shape[:1])
         and isinstance(groups, int)
         and groups >= 1
-        and weight.shape[0] % groups == 0
-        and x.shape[-n_axes - 1] == weight.shape[1] * groups
-        and min(weight.shape) > 0
+        and weight[0] % groups == 0
+        and x.shape[-n_axes - 1] == weight[1] * groups
+        and min(weight) > 0
     )
     steps = [_per_axis(value, n_axes, least) for value, least in ((stride, 1), (dilation, 1))]
     if not fits or steps[0] is None or steps[1] is None:
         return None
-    kernel, shape = weight.shape[2:], x.shape[-n_axes:]
+    kernel, shape = weight[2:], x.shape[-n_axes:]
     ends = _padding(padding, kernel, steps[0], steps[1])
     if ends is None:
         return None
     g = Geometry(steps[0], *ends, steps[1], groups)
     return g if min(g.out_shape(shape, kernel)) > 0 else None
+
+
+def is_plain(t: Any, like: Any) -> bool:
+    """Whether t is a strided floating-point tensor on the CPU, of the dtype of `like`."""
+    if not isinstance(t, Tensor) or t.layout is not torch.strided or not t.is_cpu:
+        return False
+    return t.dtype.is_floating_point and t.dtype == like.dtype
 
 
 def _per_axis(value: Any, n_axes: int, least: int) -> tuple[int, ...] | None:

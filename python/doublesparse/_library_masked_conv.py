@@ -15,17 +15,17 @@ from ._masked_conv import Geometry, new_output
 _WALK = "SymInt[] stride, SymInt[] before, SymInt[] after, SymInt[] dilation, SymInt groups"
 
 SCHEMAS = {
-    "masked_conv": f"(Tensor x, Tensor weight, Tensor mask, Tensor? bias, {_WALK}) -> Tensor",
-    "masked_conv_input_grad": "(Tensor dy, Tensor weight, Tensor mask, SymInt[] shape, "
+    "masked_dense_conv": f"(Tensor x, Tensor weight, Tensor mask, Tensor? bias, {_WALK}) -> Tensor",
+    "masked_dense_conv_input_grad": "(Tensor dy, Tensor weight, Tensor mask, SymInt[] shape, "
     f"{_WALK}) -> Tensor",
-    "masked_conv_weight_grad": "(Tensor x, Tensor dy, Tensor weight, Tensor mask, "
+    "masked_dense_conv_weight_grad": "(Tensor x, Tensor dy, Tensor weight, Tensor mask, "
     f"{_WALK}) -> Tensor",
 }
 
 IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
-    "masked_conv": masked.conv,
-    "masked_conv_input_grad": masked.input_grad,
-    "masked_conv_weight_grad": masked.weight_grad,
+    "masked_dense_conv": masked.conv,
+    "masked_dense_conv_input_grad": masked.input_grad,
+    "masked_dense_conv_weight_grad": masked.weight_grad,
 }
 
 
@@ -43,9 +43,9 @@ def _input_shape(
 
 
 SHAPES: dict[str, Callable[..., Any]] = {
-    "masked_conv": _shape,
-    "masked_conv_input_grad": _input_shape,
-    "masked_conv_weight_grad": lambda x, dy, weight, mask, *geometry: new_output(
+    "masked_dense_conv": _shape,
+    "masked_dense_conv_input_grad": _input_shape,
+    "masked_dense_conv_weight_grad": lambda x, dy, weight, mask, *geometry: new_output(
         weight, weight.shape[1], weight.shape[2:]
     ),
 }
@@ -63,12 +63,12 @@ def _backward(ctx: Any, dy: Tensor) -> Grads:
     needs, run = ctx.needs_input_grad, torch.ops.doublesparse
     dx = dw = db = None
     if needs[0]:
-        dx = run.masked_conv_input_grad(dy, weight, mask, x.shape[2:], *ctx.geometry)
+        dx = run.masked_dense_conv_input_grad(dy, weight, mask, x.shape[2:], *ctx.geometry)
     if needs[1]:
-        dw = run.masked_conv_weight_grad(x, dy, weight, mask, *ctx.geometry)
+        dw = run.masked_dense_conv_weight_grad(x, dy, weight, mask, *ctx.geometry)
     if needs[3]:
         db = masked.bias_grad(dy)
     return dx, dw, None, db, None, None, None, None, None
 
 
-GRADIENTS = {"masked_conv": (_backward, _save)}
+GRADIENTS = {"masked_dense_conv": (_backward, _save)}

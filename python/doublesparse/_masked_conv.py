@@ -20,7 +20,7 @@ from torch import Tensor
 from . import _C
 from ._precision import wide
 from ._scratch import scratch
-from ._structure import Structure, structures_of, unit_rows_of
+from ._structure import Structure, of_mask, unit_rows_of
 
 Ints = tuple[int, ...]
 
@@ -176,17 +176,17 @@ def _made_of_channels(mask: Tensor, groups: int, taps: Ints) -> Form:
 def row_form(mask: Tensor, groups: int, units: bool = True) -> Form:
     """The form whose rows are output channels, of one row a unit where not `units`."""
     key = "conv", groups, units
-    return structures_of(mask).get(key, lambda m: _made_of_rows(m, groups, units))
+    return of_mask(mask, key, lambda m: _made_of_rows(m, groups, units))
 
 
 def _channel_form(mask: Tensor, groups: int, taps: Ints) -> Form:
     key = "conv_transposed", groups, taps
-    return structures_of(mask).get(key, lambda m: _made_of_channels(m, groups, taps))
+    return of_mask(mask, key, lambda m: _made_of_channels(m, groups, taps))
 
 
 def density_of(mask: Tensor) -> float:
     """Share of kept weights, remembered with the mask."""
-    return structures_of(mask).get("density", lambda m: float(m.sum()) / max(1, m.numel()))
+    return of_mask(mask, "density", lambda m: float(m.sum()) / max(1, m.numel()))
 
 
 def values_of(weight: Tensor, form: Form) -> Tensor:

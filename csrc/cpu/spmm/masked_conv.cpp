@@ -171,7 +171,6 @@ void masked_conv(const MaskedConvArgs<T>& a, int n_threads) {
       t.y = y;
       t.ldy = width;
       t.unit_rows = unit_rows;
-      t.n_rows = n_rows;
       t.vectors = static_cast<int>(n_vectors);
       for_groups(begin, end, group_units, [&](int64_t g, int64_t unit_begin, int64_t unit_end) {
         t.unit_begin = unit_begin;
