@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import doublesparse as ds
-from doublesparse._patterns import from_matrix, magnitude_masks, to_matrix
+from doublesparse._magnitude import magnitude_masks
+from doublesparse._patterns import from_matrix, to_matrix
 
 SHAPES = [(6, 8), (1, 1), (7, 5), (8, 6, 3), (4, 5, 3, 3), (6, 3, 1, 2, 2)]
 SPARSITIES = [0.0, 0.1, 0.5, 0.77, 0.9, 1.0]

@@ -351,7 +351,8 @@ class _Conv(Function):
     @once
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mask = ctx.saved_tensors
-        grads = conv_grads(ctx.needs_input_grad, dy, x, weight, *ctx.args, mask)
+        args = (x, weight, *ctx.args, mask)
+        grads = conv_grads(ctx.needs_input_grad, dy, *args)
         return (*grads, None, None, None, None, None, None)
 
 

@@ -90,38 +90,13 @@ SCHEMAS |= _of_masked_conv.SCHEMAS
 
 
 # ------------------------------------------------------------------ what runs
-def _conv(x: Tensor, weight: Tensor, src: Tensor, dst: Tensor, start: Tensor, *rest: Any) -> Tensor:
-    return ops.conv(x, weight, ops.Pairs(src, dst, start), *rest)
+def _on_pairs(run: Callable[..., Any], at: int) -> Callable[..., Any]:
+    """An operator of `ops` whose argument number `at` are pairs, given as three tensors."""
 
+    def call(*args: Any) -> Any:
+        return run(*args[:at], ops.Pairs(*args[at : at + 3]), *args[at + 3 :])
 
-def _conv_input_grad(
-    dy: Tensor, weight: Tensor, src: Tensor, dst: Tensor, start: Tensor, n_src: int, groups: int = 1
-) -> Tensor:
-    return ops.conv_input_grad(dy, weight, ops.Pairs(src, dst, start), n_src, groups)
-
-
-def _conv_weight_grad(
-    x: Tensor, dy: Tensor, src: Tensor, dst: Tensor, start: Tensor, groups: int = 1
-) -> Tensor:
-    return ops.conv_weight_grad(x, dy, ops.Pairs(src, dst, start), groups)
-
-
-def _masked_conv(
-    x: Tensor, weight: Tensor, mask: Tensor, src: Tensor, dst: Tensor, start: Tensor, *rest: Any
-) -> Tensor:
-    return ops.masked_conv(x, weight, mask, ops.Pairs(src, dst, start), *rest)
-
-
-def _masked_conv_input_grad(
-    dy: Tensor, weight: Tensor, mask: Tensor, src: Tensor, dst: Tensor, start: Tensor, *rest: Any
-) -> Tensor:
-    return ops.masked_conv_input_grad(dy, weight, mask, ops.Pairs(src, dst, start), *rest)
-
-
-def _masked_conv_weight_grad(
-    x: Tensor, dy: Tensor, mask: Tensor, src: Tensor, dst: Tensor, start: Tensor, *rest: Any
-) -> Tensor:
-    return ops.masked_conv_weight_grad(x, dy, mask, ops.Pairs(src, dst, start), *rest)
+    return call
 
 
 def _segment_sum_grad(dy: Tensor, rows: Tensor | None, start: Tensor, n_values: int) -> Tensor:
@@ -136,10 +111,6 @@ def _window_max_rows_grad(
 
 def _window_sum_rows_grad(dy: Tensor, table: Tensor, n_rows: int, ground: bool) -> Tensor:
     return _windows.window_sum_rows_grad(dy, Table(table), n_rows, ground)
-
-
-def _window_table(src: Tensor, dst: Tensor, start: Tensor, *rest: Any) -> Tensor:
-    return ops.window_table(ops.Pairs(src, dst, start), *rest)
 
 
 def _build_pairs(query: Tensor, target: Tensor, *geometry: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -164,12 +135,12 @@ def _tile_conv(x: Tensor, *blocks: Any) -> Tensor:
 
 
 _IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
-    "conv": _conv,
-    "conv_input_grad": _conv_input_grad,
-    "conv_weight_grad": _conv_weight_grad,
-    "masked_conv": _masked_conv,
-    "masked_conv_input_grad": _masked_conv_input_grad,
-    "masked_conv_weight_grad": _masked_conv_weight_grad,
+    "conv": _on_pairs(ops.conv, 2),
+    "conv_input_grad": _on_pairs(ops.conv_input_grad, 2),
+    "conv_weight_grad": _on_pairs(ops.conv_weight_grad, 2),
+    "masked_conv": _on_pairs(ops.masked_conv, 3),
+    "masked_conv_input_grad": _on_pairs(ops.masked_conv_input_grad, 3),
+    "masked_conv_weight_grad": _on_pairs(ops.masked_conv_weight_grad, 3),
     "segment_sum": ops.segment_sum,
     "segment_sum_grad": _segment_sum_grad,
     "segment_sum_sq": ops.segment_sum_sq,
@@ -185,7 +156,7 @@ _IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
     "window_max_rows_grad": _window_max_rows_grad,
     "window_sum": ops.window_sum,
     "window_sum_rows_grad": _window_sum_rows_grad,
-    "window_table": _window_table,
+    "window_table": _on_pairs(ops.window_table, 0),
     "tile_spmm": _tile_spmm,
     "tile_conv": _tile_conv,
     "linear_keys": ops.linear_keys,
@@ -340,9 +311,8 @@ def _conv_backward(ctx: Any, dy: Tensor) -> Grads:
     taps = None if u_start is None else Segments(u_rows, u_start, n_u)
     given: tuple[None, ...] = () if mask is None else (None,)  # the mask comes third
     needs = _needs(ctx, 0, 1, 6 + len(given), 8 + len(given))
-    dx, dw, db, du = _autograd.conv_grads(
-        needs, dy, x, weight, pairs, *ctx.args, taps, u_dtype, mask
-    )
+    args = (x, weight, pairs, *ctx.args, taps, u_dtype, mask)
+    dx, dw, db, du = _autograd.conv_grads(needs, dy, *args)
     return dx, dw, *given, None, None, None, None, db, None, du, None, None, None
 
 

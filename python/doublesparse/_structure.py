@@ -8,6 +8,7 @@ whole columns of them). See csrc/cpu/spmm/spmm.h.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from hashlib import blake2b
 from threading import Lock
 from typing import Any, TypeVar
 
@@ -123,7 +124,21 @@ class MatrixStructures:
 
 
 # ------------------------------------------------------------------ remembered per mask
-_remembered: dict[Hashable, tuple[StorageWeakRef, int, dict[Hashable, Any]]] = {}
+class _Remembered:
+    """What was made of one mask, and how to know that it still is that mask."""
+
+    __slots__ = ("content", "made", "storage", "version")
+
+    def __init__(self, mask: Tensor, storage: StorageWeakRef, content: bytes) -> None:
+        self.storage, self.version, self.content = storage, mask._version, content
+        self.made: dict[Hashable, Any] = {}
+
+
+def _content(mask: Tensor) -> bytes:
+    return blake2b(mask.detach().contiguous().numpy()).digest()
+
+
+_remembered: dict[Hashable, _Remembered] = {}
 _lock = Lock()
 
 
@@ -138,16 +153,26 @@ def of_mask(mask: Tensor, key: Hashable, make: Callable[[Tensor], _MADE]) -> _MA
     storage = mask.untyped_storage()
     name = storage._cdata, mask.storage_offset(), mask.shape, mask.stride()
     found = _remembered.get(name)
-    if found is None or found[1] != mask._version or found[0].expired():
-        with _lock:
-            for old in [k for k, (ref, _, _) in _remembered.items() if ref.expired()]:
-                del _remembered[old]
-            found = _remembered[name] = StorageWeakRef(storage), mask._version, {}
-    made = found[2]
-    if key not in made:
-        made[key] = make(mask)
-    result: _MADE = made[key]
+    if found is None or found.storage.expired() or found.version != mask._version:
+        found = _renewed(name, mask, found)
+    if key not in found.made:
+        found.made[key] = make(mask)
+    result: _MADE = found.made[key]
     return result
+
+
+def _renewed(name: Hashable, mask: Tensor, found: _Remembered | None) -> _Remembered:
+    """Remembers a mask; one that was written to but has not changed (DDP does that) stays."""
+    content = _content(mask)
+    with _lock:
+        if found is not None and not found.storage.expired() and found.content == content:
+            found.version = mask._version
+            return found
+        for old in [k for k, kept in _remembered.items() if kept.storage.expired()]:
+            del _remembered[old]
+        found = _Remembered(mask, StorageWeakRef(mask.untyped_storage()), content)
+        _remembered[name] = found
+        return found
 
 
 def of_matrix(mask: Tensor) -> MatrixStructures:

@@ -312,17 +312,17 @@ def masked_conv(
     feature which is not finite is not multiplied by all pruned weights.
 
     Args:
-        x: as of `conv`.
+        x: (n_src, c_in).
         weight: as of `conv`; what it holds where the mask is False is never used.
         mask: bool, of the weight's shape, or with its kernel's own axes.
-        pairs: as of `conv`.
-        n_dst: as of `conv`.
-        bias: as of `conv`.
-        groups: as of `conv`.
-        u: as of `conv`.
-        u_start: as of `conv`.
-        u_rows: as of `conv`.
-        transposed: as of `conv`.
+        pairs: as of `conv`, and so what follows.
+        n_dst: rows of the result.
+        bias: (c_out,) or None.
+        groups: divides both channel counts.
+        u: (n_u, c_out) or None.
+        u_start: int64 (n_dst + 1,).
+        u_rows: int32.
+        transposed: the layout of the weight.
         packed: `pack_masked_weight` of the weight.
     """
     if traced(x):
@@ -335,7 +335,8 @@ def masked_conv(
     check_mask("masked_conv", mask, weight.shape, weight.device)
     c_out = weight.shape[1] * groups if transposed else weight.shape[0]
     on_tiles = x.dtype in _HALF and _C.takes_row_groups(x, c_out, groups)
-    if on_tiles or kept_lists(mask, groups, transposed, x.dtype).share > DENSE_SHARE:
+    kept = kept_lists(mask, groups, transposed, x.dtype)
+    if on_tiles or kept.share > DENSE_SHARE:
         weight = masked(weight, mask).contiguous() if packed is None else weight
         return conv(
             x, weight, pairs, n_dst, bias, groups, u, u_start, u_rows, transposed, packed
@@ -344,7 +345,7 @@ def masked_conv(
         bias, u = (t if t is None else t.float() for t in (bias, u))
         rest = (bias, groups, u, u_start, u_rows, transposed)
         return masked_conv(x.float(), weight.float(), mask, pairs, n_dst, *rest).to(x.dtype)
-    kept, threads = kept_lists(mask, groups, transposed, x.dtype), torch.get_num_threads()
+    threads = torch.get_num_threads()
     if packed is None:
         packed = scratch(kept.n_values, x.dtype)
         _C.kept_pack(kept, weight, packed, threads)

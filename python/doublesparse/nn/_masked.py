@@ -11,8 +11,9 @@ from torch.nn import functional as F
 
 from .. import functional
 from .._freeze import forget_around
+from .._magnitude import magnitude_mask
 from .._packed_weight import PackedWeight
-from .._patterns import Pattern, Unstructured, check_pattern, check_sparsity, magnitude_mask
+from .._patterns import Pattern, Unstructured, check_pattern, check_sparsity
 from ._packed_state import load_packed, unpack_into
 from ._projection import keep_where, states_like, unwatch, watch, zero_where
 

@@ -1,6 +1,6 @@
 """Pruned weights: masks by magnitude, models that have them, and training with them."""
 
-from .._patterns import magnitude_mask
+from .._magnitude import magnitude_mask
 from ._dsd import DSD
 from ._freeze import freeze, thaw
 from ._gradual import GradualSchedule

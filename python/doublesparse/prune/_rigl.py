@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._patterns import Unstructured, keep_largest
+from .._magnitude import keep_largest
+from .._patterns import Unstructured
 from ..nn._masked import Masked
 from . import _dense_gradient
 from ._gradual import check_count

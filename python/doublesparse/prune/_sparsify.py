@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
-from .._patterns import Pattern, Unstructured, check_pattern, check_sparsity, magnitude_masks
+from .._magnitude import magnitude_masks
+from .._patterns import Pattern, Unstructured, check_pattern, check_sparsity
 from ..nn._masked import MASKED_CLASSES, Masked, mask_layer, unmask_layer
 
 M = TypeVar("M", bound=nn.Module)
