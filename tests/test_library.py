@@ -51,6 +51,23 @@ def gradient_samples(rng, dtype):
         yield "every_tap", dict(table=table, n_class_rows=3)
         keys = torch.unique(torch.from_numpy(rng.integers(0, 60, n_rows)))
         yield "coords_of_keys", dict(keys=keys, shape=(5, 6))
+    yield from masked_conv_samples(rng, dtype)
+
+
+def masked_conv_samples(rng, dtype):
+    """Convolutions with a pruned weight: one for torch's kernels, one for ours."""
+    for c_in, c_out, last in ((1, 2, False), (6, 9, True)):
+        x, dy = (numbers(rng, (2, c, 5, 4), dtype, False) for c in (c_in, c_out))
+        if last:
+            x = x.contiguous(memory_format=torch.channels_last)
+        weight = numbers(rng, (c_out, c_in, 3, 3), dtype, False)
+        mask = torch.from_numpy(rng.random(weight.shape) < 0.3)
+        walk = dict(stride=(1, 1), before=(1, 1), after=(1, 1), dilation=(1, 1), groups=1)
+        both = dict(weight=weight, mask=mask)
+        bias = numbers(rng, (c_out,), dtype, False)
+        yield "masked_dense_conv", dict(x=x, **both, bias=bias, **walk)
+        yield "masked_dense_conv_input_grad", dict(dy=dy, **both, shape=(5, 4), **walk)
+        yield "masked_dense_conv_weight_grad", dict(x=x, dy=dy, **both, **walk)
 
 
 def n_elements(args: dict) -> int:

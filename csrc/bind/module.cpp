@@ -28,5 +28,6 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   ds::bind_windows(m);
   ds::bind_rows(m);
   ds::bind_spmm(m);
+  ds::bind_masked_conv(m);
   ds::bind_spmm_tiles(m);
 }

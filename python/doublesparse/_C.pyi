@@ -140,6 +140,43 @@ def conv_weight_grad(
     /,
 ) -> None: ...
 
+# ------------------------------------------------------------------ images and pruned weights
+class ConvMap:
+    def __init__(
+        self,
+        lanes: Sequence[int],
+        step: Sequence[int],
+        pad: Sequence[int],
+        out_start: Sequence[int],
+        out_step: Sequence[int],
+        at: Sequence[int],
+    ) -> None: ...
+
+def masked_conv_workspace(
+    tiles: Tiles, map: ConvMap, x: Tensor, y: Tensor, groups: int, gradient: bool, n_threads: int
+) -> int: ...
+def masked_conv(
+    tiles: Tiles,
+    values: Tensor,
+    map: ConvMap,
+    x: Tensor,
+    bias: Tensor | None,
+    groups: int,
+    workspace: Tensor,
+    y: Tensor,
+    n_threads: int,
+) -> None: ...
+def masked_conv_weight_grad(
+    tiles: Tiles,
+    map: ConvMap,
+    x: Tensor,
+    dy: Tensor,
+    groups: int,
+    workspace: Tensor,
+    values: Tensor,
+    n_threads: int,
+) -> None: ...
+
 # ------------------------------------------------------------------ pruned convolution
 @final
 class KeptLists:

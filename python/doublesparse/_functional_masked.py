@@ -4,17 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ._convolution import convolution
+from ._functional_masked_conv import masked_conv
 from ._masked_linear import masked_linear as masked_linear
 from .tensor import SparseTensor
-
-
-def _kept(weight: Tensor, mask: Tensor) -> Tensor:
-    return torch.where(mask, weight, 0.0)
 
 
 def masked_conv1d(
@@ -31,7 +26,7 @@ def masked_conv1d(
     if isinstance(x, SparseTensor):
         geometry = (stride, padding, dilation, groups)
         return convolution("masked_conv1d", 1, x, weight, bias, *geometry, mask)
-    return F.conv1d(x, _kept(weight, mask), bias, stride, padding, dilation, groups)
+    return masked_conv(1, x, weight, mask, bias, stride, padding, dilation, groups)
 
 
 def masked_conv2d(
@@ -48,7 +43,7 @@ def masked_conv2d(
     if isinstance(x, SparseTensor):
         geometry = (stride, padding, dilation, groups)
         return convolution("masked_conv2d", 2, x, weight, bias, *geometry, mask)
-    return F.conv2d(x, _kept(weight, mask), bias, stride, padding, dilation, groups)
+    return masked_conv(2, x, weight, mask, bias, stride, padding, dilation, groups)
 
 
 def masked_conv3d(
@@ -65,4 +60,4 @@ def masked_conv3d(
     if isinstance(x, SparseTensor):
         geometry = (stride, padding, dilation, groups)
         return convolution("masked_conv3d", 3, x, weight, bias, *geometry, mask)
-    return F.conv3d(x, _kept(weight, mask), bias, stride, padding, dilation, groups)
+    return masked_conv(3, x, weight, mask, bias, stride, padding, dilation, groups)

@@ -10,11 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ._autograd import wanted
+from ._autograd_masked_conv import FrozenConv
 from ._autograd_spmm import packed_input_grad, packed_linear, sampled_product
 from ._functional_conv import conv1d, conv2d, conv3d, conv4d
+from ._functional_masked_conv import geometry_of
+from ._masked_conv import takes_kernel
 from ._packed_weight import PackedWeight
 from ._patterns import Block
 from ._spmm_costs import Product, runs_sparse
+from ._torch_compat import traced
 from .tensor import SparseTensor
 
 X = TypeVar("X", SparseTensor, Tensor)
@@ -218,6 +223,10 @@ def packed_conv(
             "pass the layer's own"
         )
     _check_bias("packed_conv", bias, like, packed.shape[0])
+    if isinstance(x, Tensor):
+        operands = (x, bias, stride, padding, dilation, groups)
+        if (y := _frozen_conv(packed, n_axes, *operands)) is not None:
+            return y
     convolve = _CONVOLUTIONS[n_axes - 1]
     weight = _weight(packed, like) if like is x else living_weight(packed, like.dtype)
     out: X = convolve(x, weight, bias, stride, padding, dilation, groups)
@@ -226,6 +235,28 @@ def packed_conv(
 
 def _weight(packed: PackedWeight, x: Tensor) -> Tensor:
     return packed.unpack().to(x.dtype)
+
+
+def _frozen_conv(
+    packed: PackedWeight, n_axes: int, x: Tensor, bias: Tensor | None, *walk: Any
+) -> Tensor | None:
+    """On the kernels of pruned weights; None where the dense ones run, or a gradient is wanted."""
+    if traced(x) or torch.is_autocast_enabled("cpu") or wanted(x, bias):
+        return None
+    groups = walk[-1]
+    key = "conv", groups, x.dtype
+    frozen: FrozenConv | None = packed._forms.get(key)
+    if frozen is None:
+        if not takes_kernel(packed.shape, packed.density, groups, x.dtype):
+            return None
+        weight = packed.unpack()
+        frozen = packed._forms[key] = FrozenConv(weight, packed.mask(), groups, x.dtype)
+    g = geometry_of(n_axes, x, packed.shape, bias, *walk)
+    if g is None:  # torch refuses it
+        return None
+    if x.dim() == n_axes + 1:
+        return frozen(x.unsqueeze(0), bias, g).squeeze(0)
+    return frozen(x, bias, g)
 
 
 def living_weight(packed: PackedWeight, dtype: torch.dtype) -> Tensor:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from . import _autograd, ops
 from . import _autograd_windows as _windows
+from . import _library_masked_conv as _of_masked_conv
 from . import _library_spmm as _of_spmm
 from ._autograd import Grads, Segments, once
 from ._autograd_windows import Table
@@ -84,6 +85,7 @@ SCHEMAS = {
     "join_rows": "(Tensor a, Tensor b) -> (Tensor, Tensor, Tensor)",
 }
 SCHEMAS |= _of_spmm.SCHEMAS
+SCHEMAS |= _of_masked_conv.SCHEMAS
 """Every operator; arguments are named as in `ops` and `_autograd`."""
 
 
@@ -165,6 +167,7 @@ _IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
     "every_tap": ops.every_tap,
     "invert_rows": ops.invert_rows,
 } | _of_spmm.IMPLEMENTATIONS
+_IMPLEMENTATIONS |= _of_masked_conv.IMPLEMENTATIONS
 
 
 # ------------------------------------------------------------------ shapes without data
@@ -276,6 +279,7 @@ _SHAPES: dict[str, Callable[..., Any]] = {
     "join_rows": _join_rows_shape,
     "invert_rows": lambda rows, n: (_int64(rows, n + 1), _int64(rows, _new_size())),
 } | _of_spmm.SHAPES
+_SHAPES |= _of_masked_conv.SHAPES
 
 
 # ------------------------------------------------------------------ gradients
@@ -402,6 +406,7 @@ _GRADIENTS: dict[str, tuple[Callable[..., Any], Callable[..., None]]] = {
     "window_max": (_window_max_backward, _save_window),
     "window_sum": (_window_sum_backward, _save_window),
 } | _of_spmm.GRADIENTS
+_GRADIENTS |= _of_masked_conv.GRADIENTS
 
 
 # ------------------------------------------------------------------ autocast
