@@ -17,8 +17,7 @@ from ._functional_conv import conv1d, conv2d, conv3d, conv4d
 from ._functional_masked_conv import geometry_of
 from ._masked_conv import takes_kernel
 from ._packed_weight import PackedWeight
-from ._patterns import Block
-from ._spmm_costs import Product, runs_sparse
+from ._spmm_costs import counts_of, runs_sparse
 from ._torch_compat import traced
 from .tensor import SparseTensor
 
@@ -82,7 +81,7 @@ def spmm_t(packed: PackedWeight, dy: Tensor) -> Tensor:
     _check_operand("spmm_t", "dy", dy, packed)
     _check_last("spmm_t", "dy", dy, packed.shape[0])
     c_out, c_in = packed.shape
-    if not runs_sparse(_counts(dy, packed, c_out, c_in), dy.dtype):
+    if not runs_sparse(counts_of(packed, dy.numel() // max(1, c_out), True), dy.dtype):
         return torch.matmul(dy, _weight(packed, dy))
     rows = dy.reshape(-1, c_out).contiguous()
     return packed_input_grad(rows, packed).view(*dy.shape[:-1], c_in)
@@ -144,18 +143,13 @@ def sddmm(dy: Tensor, x: Tensor, mask_or_packed: Tensor | PackedWeight) -> Packe
     return PackedWeight.pack(product, mask, pattern)
 
 
-def _counts(x: Tensor, packed: PackedWeight, columns: int, outputs: int) -> Product:
-    unit = 16 if isinstance(packed.pattern, Block) and packed.pattern.r % 4 == 0 else 1
-    return Product(x.numel() // max(1, columns), columns, outputs, packed.n_kept, unit)
-
-
 def _product(x: Tensor, packed: PackedWeight, bias: Tensor | None) -> Tensor:
     if torch.is_autocast_enabled("cpu") and x.dtype != torch.float64:
         dtype = torch.get_autocast_dtype("cpu")
         with torch.autocast("cpu", enabled=False):
             return _product(x.to(dtype), packed, bias if bias is None else bias.to(dtype))
     c_out, c_in = packed.shape
-    if not runs_sparse(_counts(x, packed, c_in, c_out), x.dtype):
+    if not runs_sparse(counts_of(packed, x.numel() // max(1, c_in)), x.dtype):
         return F.linear(x, _weight(packed, x), bias)
     y = packed_linear(x.reshape(-1, c_in).contiguous(), packed, bias)
     return y.view(*x.shape[:-1], c_out)

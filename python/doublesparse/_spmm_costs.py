@@ -13,6 +13,8 @@ import torch
 
 from . import _C
 from ._crossover import get_crossover
+from ._packed_weight import PackedWeight
+from ._patterns import Block, Pattern
 
 MARGIN = 0.10
 """How much less the sparse kernel must be predicted to take."""
@@ -75,6 +77,22 @@ _AVX512 = _AVX2._replace(mac=0.018, unit_mac=0.013, dense_mac=0.0103, sampled=0.
 _BASELINE = _AVX2._replace(mac=0.1, unit_mac=0.09, dense_mac=0.08, sampled=0.12)
 _MACHINES = {"baseline": _BASELINE, "avx2": _AVX2, "avx512": _AVX512, "amx": _AVX512}
 _AMX_DENSE_MAC = 0.0017  # torch's bfloat16 on matrix tiles; not measured by us
+
+
+def counts_of(packed: PackedWeight, rows: int, transposed: bool = False) -> Product:
+    """The counts of a product with a packed weight, of a convolution as the matrix that it is."""
+    outputs = packed.shape[0]
+    columns = packed.numel() // max(1, outputs)
+    unit = _unit(packed.pattern, transposed)
+    if transposed:
+        outputs, columns = columns, outputs
+    return Product(rows, columns, outputs, packed.n_kept, unit)
+
+
+def _unit(pattern: Pattern, transposed: bool) -> int:
+    """Rows that surely keep whole columns together."""
+    rows = (pattern.c if transposed else pattern.r) if isinstance(pattern, Block) else 1
+    return next((unit for unit in (16, 8, 4) if rows % unit == 0), 1)
 
 
 def machine() -> Costs:
