@@ -27,6 +27,7 @@ from inputs import (
 )
 from op_case import LISTS, OpCase, Rng, Sample, arrays, check, to_numpy
 from row_cases import ROW_CASES
+from spmm_cases import SPMM_CASES
 from tile_cases import TILE_CASES
 
 __all__ = ["LISTS", "OP_CASES", "OpCase", "Rng", "Sample", "arrays", "check", "to_numpy"]
@@ -567,4 +568,5 @@ OP_CASES = [
     ),
     *ROW_CASES,
     *TILE_CASES,
+    *SPMM_CASES,
 ]

@@ -15,6 +15,7 @@ import oracle
 
 Rng = np.random.Generator
 LISTS = ("src_rows", "dst_rows", "offset_start")
+TILES = ("starts", "columns", "n_rows", "n_columns", "block_columns", "unit_rows")
 BLOCKS = ("start", "columns", "place", "masks", "values", "n_out")
 
 
@@ -33,6 +34,8 @@ class Sample:
         wanted, args = inspect.signature(op).parameters, dict(self.args)
         if "pairs" in wanted:
             args["pairs"] = ops.Pairs(*[args.pop(n) for n in LISTS])
+        if "tiles" in wanted:
+            args["tiles"] = ops.Tiles(*[args.pop(n) for n in TILES])
         if "blocks" in wanted:
             args["blocks"] = ops.TileBlocks(*[args.pop(n) for n in BLOCKS], self.n_in)
         out = op(**args)

@@ -26,7 +26,7 @@ from doublesparse import _C
 FLOATS = (torch.float32, torch.float64)
 NO_TENSORS = (None, "text", 1.5, [1, 2], object(), b"bytes")
 NUMBERS = (-1, 0, 2**31, 2**63 - 1, -(2**63), 2**64, None, 1.5, "3", 10**6)
-CHECKED = ("Pairs", "TileBlocks")  # classes of arguments: broken in rows of their own
+CHECKED = ("Pairs", "TileBlocks", "Tiles")  # classes of arguments: broken in rows of their own
 PER_CASE = 1  # calls of each entry and operator that are broken
 
 
@@ -65,7 +65,13 @@ def recorded() -> list[tuple[str, tuple]]:
     lists = [torch.arange(n, dtype=torch.int32) for n in (4, 4)]
     pairs = ("Pairs", (*lists, torch.tensor([0, 1, 4])))
     blocks = ("TileBlocks", tile_blocks())
-    return [*calls, pairs, blocks, *plan_steps(calls)]
+    return [*calls, pairs, blocks, ("Tiles", tiles()), *plan_steps(calls)]
+
+
+def tiles() -> tuple:
+    """The arguments of a matrix of two blocks and three units."""
+    columns = torch.tensor([0, 3, 1, 2, 0], dtype=torch.int16)
+    return torch.tensor([0, 2, 2, 4, 4, 4, 5]), columns, 12, 6, 4, 4
 
 
 def tile_blocks() -> tuple:

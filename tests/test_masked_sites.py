@@ -243,8 +243,8 @@ def test_gradcheck(rng):
 
     leaves = (x.features, x.ground, torch.randn(6, 5, 3, 3).double(), torch.randn(6).double())
     with crossover_at(None):
-        given = [a.clone().requires_grad_() for a in leaves]
-        assert torch.autograd.gradcheck(f, given, fast_mode=True)
+        inputs = [a.clone().requires_grad_() for a in leaves]
+        assert torch.autograd.gradcheck(f, inputs, fast_mode=True)
 
 
 @pytest.mark.parametrize("crossover", (None, 0.0))

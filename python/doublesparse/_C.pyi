@@ -165,66 +165,6 @@ def kept_conv(
     u_start: Tensor | None,
     u_rows: Tensor | None,
     pairs: Pairs,
-# ------------------------------------------------------------------ pruned weights on matrix tiles
-@final
-class TileBlocks:
-    """A pruned bfloat16 weight in 32 x 32 blocks, checked once; must not be written to."""
-
-    def __init__(
-        self,
-        start: Tensor,
-        columns: Tensor,
-        place: Tensor,
-        masks: Tensor,
-        values: Tensor,
-        n_out: int,
-        n_in: int,
-        /,
-    ) -> None: ...
-    @property
-    def n_out(self) -> int: ...
-    @property
-    def n_in(self) -> int: ...
-    @property
-    def start(self) -> Tensor: ...
-    @property
-    def columns(self) -> Tensor: ...
-    @property
-    def place(self) -> Tensor: ...
-    @property
-    def masks(self) -> Tensor: ...
-    @property
-    def values(self) -> Tensor: ...
-
-def plan_tile_blocks(
-    row_start: Tensor,
-    columns: Tensor,
-    n_in: int,
-    counts: Tensor,
-    start: Tensor,
-    n_threads: int,
-    /,
-) -> tuple[int, int]: ...
-def fill_tile_blocks(
-    row_start: Tensor,
-    columns: Tensor,
-    values: Tensor,
-    n_in: int,
-    counts: Tensor,
-    start: Tensor,
-    block_columns: Tensor,
-    place: Tensor,
-    masks: Tensor,
-    block_values: Tensor,
-    n_threads: int,
-    /,
-) -> None: ...
-def tile_spmm_workspace(n_rows: int, n_in: int, /) -> int: ...
-def tile_spmm(
-    x: Tensor,
-    blocks: TileBlocks,
-    bias: Tensor | None,
-    workspace: Tensor,
     y: Tensor,
     n_threads: int,
     /,
@@ -237,15 +177,6 @@ def kept_weight_grad(
     lists: KeptLists,
     workspace: Tensor,
     dw: Tensor,
-def tile_conv(
-    x: Tensor,
-    blocks: TileBlocks,
-    half_start: Tensor,
-    block_start: Tensor,
-    row_stride: int,
-    out_rows: Tensor,
-    bias: Tensor | None,
-    y: Tensor,
     n_threads: int,
     /,
 ) -> None: ...
@@ -340,4 +271,126 @@ def segment_sum(
 ) -> None: ...
 def segment_sum_sq(
     values: Tensor, start: Tensor, mean: Tensor, workspace: Tensor, out: Tensor, n_threads: int, /
+) -> None: ...
+
+# ------------------------------------------------------------------ pruned weights on matrix tiles
+@final
+class TileBlocks:
+    """A pruned bfloat16 weight in 32 x 32 blocks, checked once; must not be written to."""
+
+    def __init__(
+        self,
+        start: Tensor,
+        columns: Tensor,
+        place: Tensor,
+        masks: Tensor,
+        values: Tensor,
+        n_out: int,
+        n_in: int,
+        /,
+    ) -> None: ...
+    @property
+    def n_out(self) -> int: ...
+    @property
+    def n_in(self) -> int: ...
+    @property
+    def start(self) -> Tensor: ...
+    @property
+    def columns(self) -> Tensor: ...
+    @property
+    def place(self) -> Tensor: ...
+    @property
+    def masks(self) -> Tensor: ...
+    @property
+    def values(self) -> Tensor: ...
+
+def plan_tile_blocks(
+    row_start: Tensor,
+    columns: Tensor,
+    n_in: int,
+    counts: Tensor,
+    start: Tensor,
+    n_threads: int,
+    /,
+) -> tuple[int, int]: ...
+def fill_tile_blocks(
+    row_start: Tensor,
+    columns: Tensor,
+    values: Tensor,
+    n_in: int,
+    counts: Tensor,
+    start: Tensor,
+    block_columns: Tensor,
+    place: Tensor,
+    masks: Tensor,
+    block_values: Tensor,
+    n_threads: int,
+    /,
+) -> None: ...
+def tile_spmm_workspace(n_rows: int, n_in: int, /) -> int: ...
+def tile_spmm(
+    x: Tensor,
+    blocks: TileBlocks,
+    bias: Tensor | None,
+    workspace: Tensor,
+    y: Tensor,
+    n_threads: int,
+    /,
+) -> None: ...
+def tile_conv(
+    x: Tensor,
+    blocks: TileBlocks,
+    half_start: Tensor,
+    block_start: Tensor,
+    row_stride: int,
+    out_rows: Tensor,
+    bias: Tensor | None,
+    y: Tensor,
+    n_threads: int,
+    /,
+) -> None: ...
+
+
+class Tiles:
+    def __init__(
+        self,
+        starts: Tensor,
+        columns: Tensor,
+        n_rows: int,
+        n_columns: int,
+        block_columns: int,
+        unit_rows: int = 1,
+    ) -> None: ...
+    @property
+    def starts(self) -> Tensor: ...
+    @property
+    def columns(self) -> Tensor: ...
+    @property
+    def n_entries(self) -> int: ...
+    @property
+    def n_rows(self) -> int: ...
+    @property
+    def n_columns(self) -> int: ...
+    @property
+    def block_columns(self) -> int: ...
+    @property
+    def unit_rows(self) -> int: ...
+
+def spmm_workspace(
+    tiles: Tiles, is_double: bool, plain: bool, m: int, n_threads: int, /
+) -> int: ...
+def spmm(
+    tiles: Tiles,
+    values: Tensor,
+    scales: Tensor | None,
+    x: Tensor,
+    bias: Tensor | None,
+    workspace: Tensor,
+    y: Tensor,
+    n_threads: int,
+    /,
+) -> None: ...
+def sddmm_workspace(tiles: Tiles, is_double: bool, m: int, /) -> int: ...
+def sddmm(
+    tiles: Tiles, dy: Tensor, x: Tensor, workspace: Tensor, values: Tensor, n_threads: int, /
 ) -> None: ...

@@ -9,16 +9,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ._convolution import convolution
+from ._masked_linear import masked_linear as masked_linear
 from .tensor import SparseTensor
 
 
 def _kept(weight: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, weight, 0.0)
-
-
-def masked_linear(x: Any, weight: Tensor, mask: Tensor, bias: Tensor | None = None) -> Any:
-    """`F.linear` with the kept weights alone; the gradient of a masked weight is exactly 0."""
-    return F.linear(x, _kept(weight, mask), bias)
 
 
 def masked_conv1d(

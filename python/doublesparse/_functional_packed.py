@@ -10,8 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ._autograd_spmm import packed_input_grad, packed_linear, sampled_product
 from ._functional_conv import conv1d, conv2d, conv3d, conv4d
 from ._packed_weight import PackedWeight
+from ._patterns import Block
+from ._spmm_costs import Product, runs_sparse
 from .tensor import SparseTensor
 
 X = TypeVar("X", SparseTensor, Tensor)
@@ -46,7 +49,7 @@ def spmm(packed: PackedWeight, x: Tensor, bias: Tensor | None = None) -> Tensor:
     _check_operand("spmm", "x", x, packed)
     _check_last("spmm", "x", x, packed.shape[1])
     _check_bias("spmm", bias, x, packed.shape[0])
-    return F.linear(x, _weight(packed, x), bias)
+    return _product(x, packed, bias)
 
 
 def spmm_t(packed: PackedWeight, dy: Tensor) -> Tensor:
@@ -73,7 +76,11 @@ def spmm_t(packed: PackedWeight, dy: Tensor) -> Tensor:
     _check_packed("spmm_t", packed, 2)
     _check_operand("spmm_t", "dy", dy, packed)
     _check_last("spmm_t", "dy", dy, packed.shape[0])
-    return torch.matmul(dy, _weight(packed, dy))
+    c_out, c_in = packed.shape
+    if not runs_sparse(_counts(dy, packed, c_out, c_in), dy.dtype):
+        return torch.matmul(dy, _weight(packed, dy))
+    rows = dy.reshape(-1, c_out).contiguous()
+    return packed_input_grad(rows, packed).view(*dy.shape[:-1], c_in)
 
 
 def sddmm(dy: Tensor, x: Tensor, mask_or_packed: Tensor | PackedWeight) -> PackedWeight:
@@ -127,9 +134,26 @@ def sddmm(dy: Tensor, x: Tensor, mask_or_packed: Tensor | PackedWeight) -> Packe
             f"sddmm: dy must have the leading axes of x {tuple(x.shape[:-1])}, got "
             f"{tuple(dy.shape[:-1])}; pass what spmm's output got as a gradient"
         )
-    with torch.no_grad():
-        product = dy.reshape(-1, dy.shape[-1]).t() @ x.reshape(-1, x.shape[-1])
+    dy, x = dy.reshape(-1, dy.shape[-1]).contiguous(), x.reshape(-1, x.shape[-1]).contiguous()
+    product = sampled_product(dy.detach(), x.detach(), mask)
     return PackedWeight.pack(product, mask, pattern)
+
+
+def _counts(x: Tensor, packed: PackedWeight, columns: int, outputs: int) -> Product:
+    unit = 16 if isinstance(packed.pattern, Block) and packed.pattern.r % 4 == 0 else 1
+    return Product(x.numel() // max(1, columns), columns, outputs, packed.n_kept, unit)
+
+
+def _product(x: Tensor, packed: PackedWeight, bias: Tensor | None) -> Tensor:
+    if torch.is_autocast_enabled("cpu") and x.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype("cpu")
+        with torch.autocast("cpu", enabled=False):
+            return _product(x.to(dtype), packed, bias if bias is None else bias.to(dtype))
+    c_out, c_in = packed.shape
+    if not runs_sparse(_counts(x, packed, c_in, c_out), x.dtype):
+        return F.linear(x, _weight(packed, x), bias)
+    y = packed_linear(x.reshape(-1, c_in).contiguous(), packed, bias)
+    return y.view(*x.shape[:-1], c_out)
 
 
 def packed_conv(

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from . import _autograd, ops
 from . import _autograd_windows as _windows
+from . import _library_spmm as _of_spmm
 from ._autograd import Grads, Segments, once
 from ._autograd_windows import Table
 from ._tile_ops import out_extents, whole_blocks
@@ -82,6 +83,7 @@ SCHEMAS = {
     "invert_rows": "(Tensor rows, SymInt n) -> (Tensor, Tensor)",
     "join_rows": "(Tensor a, Tensor b) -> (Tensor, Tensor, Tensor)",
 }
+SCHEMAS |= _of_spmm.SCHEMAS
 """Every operator; arguments are named as in `ops` and `_autograd`."""
 
 
@@ -162,7 +164,7 @@ _IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
     "ground_taps": ops.ground_taps,
     "every_tap": ops.every_tap,
     "invert_rows": ops.invert_rows,
-}
+} | _of_spmm.IMPLEMENTATIONS
 
 
 # ------------------------------------------------------------------ shapes without data
@@ -273,7 +275,7 @@ _SHAPES: dict[str, Callable[..., Any]] = {
     ),
     "join_rows": _join_rows_shape,
     "invert_rows": lambda rows, n: (_int64(rows, n + 1), _int64(rows, _new_size())),
-}
+} | _of_spmm.SHAPES
 
 
 # ------------------------------------------------------------------ gradients
@@ -399,7 +401,7 @@ _GRADIENTS: dict[str, tuple[Callable[..., Any], Callable[..., None]]] = {
     "scatter_rows": (_scatter_backward, _save_scatter),
     "window_max": (_window_max_backward, _save_window),
     "window_sum": (_window_sum_backward, _save_window),
-}
+} | _of_spmm.GRADIENTS
 
 
 # ------------------------------------------------------------------ autocast
@@ -441,7 +443,7 @@ def _register() -> torch.library.Library:
         torch.library.register_autograd(
             f"{NAMESPACE}::{name}", backward, setup_context=save, lib=library
         )
-    for name in ("conv", "masked_conv"):
+    for name in ("conv", "masked_conv", "masked_linear"):
         library.impl(name, partial(_autocast_conv, name), "AutocastCPU")
     return library
 

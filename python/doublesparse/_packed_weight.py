@@ -46,11 +46,12 @@ class PackedWeight:
         True
     """
 
-    __slots__ = ("_layout", "_tensors", "_forms", "__weakref__")
+    __slots__ = ("_layout", "_tensors", "_forms", "_nbytes", "__weakref__")
 
     _layout: Layout
-    _tensors: dict[str, Tensor]
+    _tensors: dict[str, Tensor]  # without "values" where a kernel's form holds them: `keep_form`
     _forms: dict[Any, Any]  # what kernels made of it: neither copied, pickled nor compared
+    _nbytes: int
 
     def __init__(self) -> None:
         raise TypeError(
@@ -61,7 +62,9 @@ class PackedWeight:
     @classmethod
     def _of(cls, layout: Layout, tensors: dict[str, Tensor]) -> PackedWeight:
         packed = object.__new__(cls)
-        for name, value in (("_layout", layout), ("_tensors", tensors), ("_forms", {})):
+        nbytes = sum(t.numel() * t.element_size() for t in tensors.values())
+        slots = {"_layout": layout, "_tensors": tensors, "_forms": {}, "_nbytes": nbytes}
+        for name, value in slots.items():
             object.__setattr__(packed, name, value)
         return packed
 
@@ -127,14 +130,7 @@ class PackedWeight:
             matrix = torch.where(keep, matrix, 0)
             check_finite(matrix)
             matrix, tensors["scales"] = quantize(matrix)
-        if isinstance(pattern, Block):
-            matrix = torch.where(keep, matrix, 0)
-            keep = layout.to_units(keep).any(-1).any(-1)
-            values = layout.to_units(matrix)[keep]
-        else:
-            values = select(matrix, keep)
-        tensors["values"] = cast_values(values, layout)
-        return cls._of(layout, tensors | encode(keep))
+        return cls._of(layout, tensors | _canonical(matrix, keep, layout))
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> PackedWeight:
@@ -171,7 +167,30 @@ class PackedWeight:
             block; or "gaps": uint8 or int16, how many are skipped before each kept one. "scales":
             (c_out,), for int8 only. They are the packed weight's own memory: do not write to them.
         """
-        return dict(self._tensors)
+        stored = self._tensors
+        if "values" not in stored:
+            matrix, keep = self._forms["only"].dense()
+            stored = stored | _canonical(matrix, keep, self._layout)
+        return dict(stored)
+
+    def stored_matrix(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """For kernels: the matrix view of the stored values, of the mask, and the scales."""
+        tensors, layout = self.tensors(), self._layout
+        values = tensors["values"]
+        units = torch.zeros(layout.n_units, *layout.block, dtype=values.dtype)
+        units[self._units()] = values.reshape(-1, *layout.block)
+        keep = to_matrix(self.mask())
+        return layout.from_units(units), keep, tensors.get("scales")
+
+    def keep_form(self, form: Any) -> None:
+        """For kernels: what is stored lives on in this form alone.
+
+        Args:
+            form: its `dense()` is the first two of `stored_matrix`.
+        """
+        self._forms["only"] = form
+        stored = {name: t for name, t in self._tensors.items() if name in ("meta", "scales")}
+        object.__setattr__(self, "_tensors", stored)
 
     # ------------------------------------------------------------- what it is
     @property
@@ -212,12 +231,12 @@ class PackedWeight:
     @property
     def nbytes(self) -> int:
         """Bytes of what `tensors` returns."""
-        return sum(t.numel() * t.element_size() for t in self.tensors().values())
+        return self._nbytes
 
     @property
     def scales(self) -> Tensor | None:
         """(c_out,) for int8: a stored value is multiplied by its row's; None otherwise."""
-        return self.tensors().get("scales")
+        return self._tensors.get("scales")
 
     def to(self, device: torch.device | str) -> PackedWeight:
         """Itself; there are no kernels for another device than the CPU yet.
@@ -335,6 +354,17 @@ class PackedWeight:
             f"density={self.density:.1%}, {self.pattern}, "
             f"{str(self.dtype).removeprefix('torch.')}, {self.nbytes:,} bytes)"
         )
+
+
+def _canonical(matrix: Tensor, keep: Tensor, layout: Layout) -> dict[str, Tensor]:
+    """Values and mask as they are stored, of a matrix in any order."""
+    if isinstance(layout.pattern, Block):
+        matrix = torch.where(keep, matrix, 0)
+        keep = layout.to_units(keep).any(-1).any(-1)
+        values = layout.to_units(matrix)[keep]
+    else:
+        values = select(matrix, keep)
+    return {"values": cast_values(values, layout)} | encode(keep)
 
 
 def _restore(tensors: dict[str, Tensor]) -> PackedWeight:

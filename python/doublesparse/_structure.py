@@ -7,21 +7,19 @@ whole columns of them). See csrc/cpu/spmm/spmm.h.
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from threading import Lock
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from . import _C
-
-Matrix = Tensor
-"""bool (n_rows, n_columns): which weights are kept."""
+from ._torch_compat import StorageWeakRef
 
 _UNITS = (16, 8, 4)
-_WIDE_BLOCK, _BLOCK = 512, 256  # columns; a block of 256 and 4 vectors of lanes fill 32 KiB
-_FEW = 0.15  # density below which a segment of a block is short enough to be widened
+_BLOCK, _WIDE_BLOCK = 256, 512  # columns; a block of 256 and 4 vectors of lanes fill 32 KiB
+_FEW = 0.15  # density below which the segments of a narrow block are too short
 _MADE = TypeVar("_MADE")
 
 
@@ -37,11 +35,11 @@ class Structure:
 
     __slots__ = ("index", "shape", "tiles")
 
-    def __init__(self, matrix: Matrix, unit_rows: int = 1) -> None:
+    def __init__(self, matrix: Tensor, unit_rows: int = 1) -> None:
         n_rows, n_columns = self.shape = tuple(matrix.shape)
-        matrix = matrix.contiguous()
-        kept = matrix[::unit_rows]  # the first row speaks for its unit
-        block = block_columns(n_columns, _density(kept))
+        kept = matrix[::unit_rows].contiguous()  # the first row speaks for its unit
+        n_units = max(1, len(kept))
+        block = block_columns(n_columns, float(kept.sum()) / max(1, kept.numel()))
         n_blocks = -(-n_columns // block)
         padded = torch.nn.functional.pad(kept, (0, n_blocks * block - n_columns))
         segments = padded.view(len(kept), n_blocks, block).transpose(0, 1)
@@ -50,66 +48,108 @@ class Structure:
         at = segments.flatten().nonzero().view(-1)
         in_block = at % block
         segment = at.div_(block, rounding_mode="floor")
-        unit = segment % max(1, len(kept))
-        column = segment.div_(max(1, len(kept)), rounding_mode="floor").mul_(block).add_(in_block)
-        first = column.add_(unit.mul_(unit_rows * n_columns))
+        first = (segment % n_units).mul_(unit_rows * n_columns).add_(in_block)
+        first += segment.div_(n_units, rounding_mode="floor").mul_(block)
         rows = torch.arange(unit_rows) * n_columns
         self.index = first if unit_rows == 1 else (first[:, None] + rows).flatten()
         columns = in_block.to(torch.int16)
         self.tiles = _C.Tiles(starts, columns, n_rows, n_columns, block, unit_rows)
 
-    @property
-    def n_bytes(self) -> int:
-        """Bytes of the tiles and the index."""
-        return sum(t.nbytes for t in (self.tiles.starts, self.tiles.columns, self.index))
-
-
-def _density(kept: Tensor) -> float:
-    return float(kept.sum()) / max(1, kept.numel())
-
 
 def block_columns(n_columns: int, density: float) -> int:
-    """Columns of a block: a pure function, so that the bits of a product are."""
+    """Columns of a block: a pure function, as the order of a product's sums is."""
     return min(max(1, n_columns), _WIDE_BLOCK if density < _FEW else _BLOCK)
 
 
-def unit_rows_of(matrix: Matrix) -> int:
+def unit_rows_of(matrix: Tensor) -> int:
     """The most rows, 16, 8 or 4, of which every unit keeps whole columns; else 1."""
     n_rows = matrix.shape[0]
     for unit in _UNITS:
-        if n_rows % unit == 0 and n_rows:
+        if n_rows and n_rows % unit == 0:
             units = matrix.view(n_rows // unit, unit, -1)
             if bool((units == units[:, :1]).all()):
                 return unit
     return 1
 
 
-class MaskStructures:
-    """The structures of one mask, each made on first use."""
-
-    def __init__(self, mask: Tensor) -> None:
-        self._mask = weakref.ref(mask)
-        self._made: dict[Any, Any] = {}
-
-    def get(self, key: Any, make: Callable[[Tensor], _MADE]) -> _MADE:
-        """What `make` makes of the mask, remembered under `key`."""
-        if key not in self._made:
-            mask = self._mask()
-            assert mask is not None  # the caller holds it
-            self._made[key] = make(mask)
-        made: _MADE = self._made[key]
-        return made
+def index_of_tiles(tiles: _C.Tiles) -> Tensor:
+    """`Structure.index` of given tiles."""
+    n_units = tiles.n_rows // tiles.unit_rows
+    segment = torch.repeat_interleave(tiles.starts.diff())
+    first = (segment % max(1, n_units)) * (tiles.unit_rows * tiles.n_columns)
+    first += segment.div_(max(1, n_units), rounding_mode="floor") * tiles.block_columns
+    first += tiles.columns
+    rows = torch.arange(tiles.unit_rows) * tiles.n_columns
+    return first if tiles.unit_rows == 1 else (first[:, None] + rows).flatten()
 
 
-_of_mask: dict[int, tuple[weakref.ref[Tensor], int, MaskStructures]] = {}
+class MatrixStructures:
+    """What products with a pruned matrix, with its transpose and at its kept entries need.
+
+    Attributes:
+        forward: of the matrix.
+        backward: of its transpose.
+        order: int64: where each value of `backward` is among those of `forward`.
+        sampled: of the matrix, in units of one row.
+        n_kept: kept entries.
+    """
+
+    def __init__(self, matrix: Tensor) -> None:
+        self.forward = Structure(matrix, unit_rows_of(matrix))
+        self.n_kept = self.forward.index.numel()
+        self._matrix = matrix
+        self._backward: tuple[Structure, Tensor] | None = None
+        self._sampled = self.forward if self.forward.tiles.unit_rows == 1 else None
+
+    @property
+    def backward(self) -> tuple[Structure, Tensor]:
+        """Of the transpose, and the order of its values; built on first use."""
+        if self._backward is None:
+            n_rows, n_columns = self.forward.shape
+            transpose = self._matrix.t().contiguous()
+            made = Structure(transpose, unit_rows_of(transpose))
+            place = torch.empty(n_rows * n_columns, dtype=torch.int64)
+            place[self.forward.index] = torch.arange(self.n_kept)
+            index = made.index
+            self._backward = made, place[index % n_rows * n_columns + index // n_rows]
+        return self._backward
+
+    @property
+    def sampled(self) -> Structure:
+        """In units of one row; built on first use."""
+        if self._sampled is None:
+            self._sampled = Structure(self._matrix)
+        return self._sampled
 
 
-def structures_of(mask: Tensor) -> MaskStructures:
-    """The structures of a mask, forgotten with the tensor or when it is written to."""
-    key = id(mask)
-    found = _of_mask.get(key)
-    if found is not None and found[0]() is mask and found[1] == mask._version:
-        return found[2]
-    made = MaskStructures(mask)
-    _of_mask[key] = weakref.ref(mask, lambda _: _of_mask.pop(key, None)), mask._version, made
-    return made
+# ------------------------------------------------------------------ remembered per mask
+_remembered: dict[Hashable, tuple[StorageWeakRef, int, dict[Hashable, Any]]] = {}
+_lock = Lock()
+
+
+def of_mask(mask: Tensor, key: Hashable, make: Callable[[Tensor], _MADE]) -> _MADE:
+    """What `make` makes of a mask, remembered while the mask lives and is not written to.
+
+    Args:
+        mask: a bool tensor; known by its memory, so that a view or a detached alias will do.
+        key: of what is made.
+        make: called with the mask.
+    """
+    storage = mask.untyped_storage()
+    name = storage._cdata, mask.storage_offset(), mask.shape, mask.stride()
+    found = _remembered.get(name)
+    if found is None or found[1] != mask._version or found[0].expired():
+        with _lock:
+            for old in [k for k, (ref, _, _) in _remembered.items() if ref.expired()]:
+                del _remembered[old]
+            found = _remembered[name] = StorageWeakRef(storage), mask._version, {}
+    made = found[2]
+    if key not in made:
+        made[key] = make(mask)
+    result: _MADE = made[key]
+    return result
+
+
+def of_matrix(mask: Tensor) -> MatrixStructures:
+    """The structures of the mask (n_rows, n_columns) of a linear layer."""
+    return of_mask(mask, "matrix", MatrixStructures)

@@ -10,6 +10,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.multiprocessing.reductions import StorageWeakRef as StorageWeakRef
 from torch.nn import Parameter
 
 _F = TypeVar("_F", bound=Callable[..., Any])

@@ -20,6 +20,9 @@ from torch import Tensor
 from . import _C
 from ._kept import DENSE_SHARE, check_mask, kept_lists, masked
 from ._scratch import scratch
+from ._spmm_ops import Tiles as Tiles
+from ._spmm_ops import sddmm as sddmm
+from ._spmm_ops import spmm as spmm
 from ._tile_ops import TileBlocks as TileBlocks
 from ._tile_ops import tile_blocks as tile_blocks
 from ._tile_ops import tile_conv as tile_conv
@@ -309,17 +312,17 @@ def masked_conv(
     feature which is not finite is not multiplied by all pruned weights.
 
     Args:
-        x: (n_src, c_in).
+        x: as of `conv`.
         weight: as of `conv`; what it holds where the mask is False is never used.
         mask: bool, of the weight's shape, or with its kernel's own axes.
-        pairs: as of `conv`, and so what follows.
-        n_dst: rows of the result.
-        bias: (c_out,) or None.
-        groups: divides both channel counts.
-        u: (n_u, c_out) or None.
-        u_start: int64 (n_dst + 1,).
-        u_rows: int32.
-        transposed: the layout of the weight.
+        pairs: as of `conv`.
+        n_dst: as of `conv`.
+        bias: as of `conv`.
+        groups: as of `conv`.
+        u: as of `conv`.
+        u_start: as of `conv`.
+        u_rows: as of `conv`.
+        transposed: as of `conv`.
         packed: `pack_masked_weight` of the weight.
     """
     if traced(x):

@@ -160,9 +160,6 @@ void spmm_tile(const SpmmTile<T>& t) {
 // A single row of activations: four of them are put together from scalar loads, which costs less
 // than a gather (0.4 ns an entry against 0.7 on Zen 3), and multiplied by four weights at once, in
 // two chains; then by memory: 6 bytes an entry.
-// (No call passes a Quad, all are inlined: gcc's note on the ABI of wide vectors does not matter.)
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wpsabi"
 template <class T>
 using Quad __attribute__((vector_size(4 * sizeof(T)))) = T;
 
@@ -206,7 +203,6 @@ template <class T>
   a += b;
   return sum + ((a[0] + a[2]) + (a[1] + a[3]));
 }
-#pragma GCC diagnostic pop
 
 template <class T>
 void spmv_tile(const SpmvTile<T>& t) {

@@ -1,0 +1,85 @@
+"""A linear layer whose weight has a mask: checks, autocast, and which kernel runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import _autograd_spmm as _spmm
+from ._torch_compat import traced
+
+_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def masked_linear(x: Any, weight: Tensor, mask: Tensor, bias: Tensor | None = None) -> Any:
+    """`F.linear` with the kept weights alone; the gradient of a masked weight is exactly 0.
+
+    Runs the sparse kernels where the cost model says that they are faster, and torch's dense one
+    elsewhere; see `set_crossover`. The mask's structure is remembered while the mask lives and is
+    not written to; the weight is read anew in every call.
+
+    Args:
+        x: (*, c_in).
+        weight: (c_out, c_in).
+        mask: bool (c_out, c_in): which weights are kept.
+        bias: (c_out,) or None.
+
+    Returns:
+        (*, c_out).
+
+    Raises:
+        TypeError: the mask is not a bool tensor.
+        ValueError: the mask has not the weight's shape.
+
+    Example:
+        >>> import torch, doublesparse as ds
+        >>> weight = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+        >>> mask = torch.tensor([[True, False], [True, True]])
+        >>> ds.functional.masked_linear(torch.tensor([[1.0, 1.0]]), weight, mask)
+        tensor([[1., 7.]])
+    """
+    check_mask("masked_linear", weight, mask)
+    if not _has_kernel(x, weight, bias):
+        return F.linear(x, torch.where(mask, weight, 0), bias)
+    if torch.is_autocast_enabled("cpu") and x.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype("cpu")
+        with torch.autocast("cpu", enabled=False):
+            own = bias if bias is None else bias.to(dtype)
+            return masked_linear(x.to(dtype), weight.to(dtype), mask, own)
+    rows = x.reshape(-1, x.shape[-1])
+    if not rows.is_contiguous():
+        rows = rows.contiguous()
+    if traced(x):
+        y = torch.ops.doublesparse.masked_linear(rows, weight, mask, bias)
+    else:
+        y = _spmm.masked_linear(rows, weight, mask, bias)
+    return y if x.dim() == 2 else y.view(*x.shape[:-1], y.shape[1])
+
+
+def check_mask(operation: str, weight: Tensor, mask: Any) -> None:
+    """A bool tensor of the weight's shape."""
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(f"{operation}: mask must be a bool Tensor, got {got}; use weight != 0")
+    if mask.shape != weight.shape:
+        raise ValueError(
+            f"{operation}: mask must have the weight's shape {tuple(weight.shape)}, got "
+            f"{tuple(mask.shape)}; make it of the same weight"
+        )
+
+
+def _has_kernel(x: Any, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether our kernels take these; torch says what is wrong with the others."""
+    tensors = (x, weight) if bias is None else (x, weight, bias)
+    return (
+        all(isinstance(t, Tensor) and t.is_cpu and t.dtype in _FLOATS for t in tensors)
+        and (torch.is_autocast_enabled("cpu") or all(t.dtype == weight.dtype for t in tensors))
+        and x.layout is torch.strided
+        and x.dim() > 0
+        and weight.dim() == 2
+        and x.shape[-1] == weight.shape[1] > 0
+        and (bias is None or bias.shape == weight.shape[:1])
+    )
