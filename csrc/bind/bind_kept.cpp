@@ -17,9 +17,10 @@ KeptLists make_checked(const Arg& mask, int64_t groups, bool transposed, bool is
   for (const int64_t extent : {d0, d1, n_offsets}) check.at_least("mask extents", extent, 1);
   constexpr int64_t kMost = int64_t{1} << 20;
   if (d0 > kMost || d1 > kMost / groups || n_offsets > kMost || d0 % groups != 0)
-    throw py::value_error("KeptLists: channels and kernel volume must be at most 2^20 and groups "
-                          "divide them, got mask " +
-                          shape_text(mask.view.shape, 3) + " and groups " + std::to_string(groups));
+    throw py::value_error(
+        "KeptLists: channels and kernel volume must be at most 2^20 and groups "
+        "divide them, got mask " +
+        shape_text(mask.view.shape, 3) + " and groups " + std::to_string(groups));
   const int64_t c_in = transposed ? d0 : d1 * groups, c_out = transposed ? d1 * groups : d0;
   const py::gil_scoped_release release;
   return make_kept_lists(mask.view.as<int32_t>(), c_in, c_out, n_offsets, groups, transposed,
@@ -69,8 +70,7 @@ void kept_pack_checked(const KeptLists& lists, const Arg& weight, const Arg& val
 
 void kept_conv_checked(const Arg& x, const KeptLists& lists, const Arg& values,
                        const OptionalArg& bias, const OptionalArg& u, const OptionalArg& u_start,
-                       const OptionalArg& u_rows, const Pairs& pairs, const Arg& y,
-                       int n_threads) {
+                       const OptionalArg& u_rows, const Pairs& pairs, const Arg& y, int n_threads) {
   const Check check{"masked_conv"};
   const DType dtype = dtype_of(lists);
   check.tensor("x", x.view, dtype, {-1, lists.c_in});
@@ -130,31 +130,25 @@ void kept_weight_grad_checked(const Arg& x, const Arg& dy, const Pairs& pairs,
   const Check check{"masked_conv_weight_grad"};
   const DType dtype = dtype_of(lists);
   if (lists.transposed)
-    throw py::value_error("masked_conv_weight_grad: lists must be of a weight as it lies there, "
-                          "got transposed ones");
+    throw py::value_error(
+        "masked_conv_weight_grad: lists must be of a weight as it lies there, "
+        "got transposed ones");
   check.tensor("x", x.view, dtype, {-1, lists.c_in});
   check.tensor("dy", dy.view, dtype, {-1, lists.c_out});
   check.tensor("dw", dw.view, dtype, {lists.c_out, lists.c_in / lists.groups, lists.n_offsets});
   pairs.check_fits(check, lists.n_offsets, x.view.shape[0], dy.view.shape[0]);
   pairs.check_disjoint(check, "dw", dw.view);
   pairs.check_disjoint(check, "workspace", workspace.view);
-  check.apart({{"dw", dw.view}, {"workspace", workspace.view}},
-              {{"x", x.view}, {"dy", dy.view}});
+  check.apart({{"dw", dw.view}, {"workspace", workspace.view}}, {{"x", x.view}, {"dy", dy.view}});
   check.tensor("workspace", workspace.view, dtype,
                {kept_grad_workspace_of(lists, pairs, dy.view.shape[0])});
   const py::gil_scoped_release release;
   for_lists(lists, [&](auto zero) {
     using T = decltype(zero);
-    const WeightGradArgs<T> a{x.view.as<T>(),
-                              dy.view.as<T>(),
-                              dw.view.as<T>(),
-                              workspace.view.as<T>(),
-                              pairs.list(),
-                              dy.view.shape[0],
-                              lists.c_in,
-                              lists.c_out,
-                              lists.groups,
-                              x.view.shape[0]};
+    const WeightGradArgs<T> a{
+        x.view.as<T>(), dy.view.as<T>(),  dw.view.as<T>(), workspace.view.as<T>(),
+        pairs.list(),   dy.view.shape[0], lists.c_in,      lists.c_out,
+        lists.groups,   x.view.shape[0]};
     kept_weight_grad(a, lists, n_threads);
   });
 }

@@ -30,8 +30,7 @@ Cut cut_of(const KeptLists& lists, const PairList& p, int64_t n_dst) {
   const int64_t row_bytes =
       (lists.c_in + lists.c_out) / lists.groups * static_cast<int64_t>(sizeof(T));
   Cut c;
-  c.bundle =
-      std::clamp<int64_t>(kBundleBytes * p.n_offsets * lists.groups / bytes, 1, p.n_offsets);
+  c.bundle = std::clamp<int64_t>(kBundleBytes * p.n_offsets * lists.groups / bytes, 1, p.n_offsets);
   c.n_bundles = ceil_div(p.n_offsets, c.bundle);
   const int64_t wanted =
       std::min({ceil_div(kJobs, c.n_bundles * lists.groups),

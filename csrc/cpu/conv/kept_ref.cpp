@@ -27,8 +27,8 @@ void kept_grad_ref(const KeptGradBlock<T>& t) {
     for (int64_t e = t.start[panel]; e < t.start[panel + 1]; ++e)
       for (int64_t j = 0; j < t.width && panel * t.width + j < t.c_out; ++j)
         for (int64_t p = 0; p < t.n_pairs; ++p)
-          t.dw[e * t.width + j] += t.x[t.src[p] * t.ldx + t.channels[e]] *
-                                   t.dy[t.dst[p] * t.ldy + panel * t.width + j];
+          t.dw[e * t.width + j] +=
+              t.x[t.src[p] * t.ldx + t.channels[e]] * t.dy[t.dst[p] * t.ldy + panel * t.width + j];
 }
 
 template void kept_tile_ref<float>(const KeptTile<float>&);
