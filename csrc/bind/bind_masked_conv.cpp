@@ -214,6 +214,7 @@ void masked_conv_checked(const TilesObject& tiles, const Arg& values, const Conv
   const Check check{"masked_conv"};
   const Call call(check, tiles, map, x, y, groups, n_threads, true);
   const Tiles& w = tiles.tiles();
+  if (tiles.n_values() >= 0) throw py::value_error("masked_conv: tiles must have no bits");
   check.tensor("values", values.view, call.dtype, {tiles.n_entries() * w.unit_rows});
   if (bias.given) check.tensor("bias", bias.view, call.dtype, {w.n_rows});
   if (map.is_empty() || x.view.shape[0] == 0) return;

@@ -10,8 +10,8 @@ namespace ds {
 namespace py = pybind11;
 
 TilesObject::TilesObject(py::object starts, py::object columns, int64_t n_rows, int64_t n_columns,
-                         int64_t block_columns, int64_t unit_rows)
-    : starts_(std::move(starts)), columns_(std::move(columns)) {
+                         int64_t block_columns, int64_t unit_rows, py::object bits)
+    : starts_(std::move(starts)), columns_(std::move(columns)), bits_(std::move(bits)) {
   const Check check{"Tiles"};
   constexpr int64_t kMost = int64_t{1} << 31;
   check.at_least("n_rows", n_rows, 0);
@@ -44,11 +44,24 @@ TilesObject::TilesObject(py::object starts, py::object columns, int64_t n_rows, 
     if (!good)
       throw py::value_error("Tiles: columns must ascend within their block in every segment");
   }
+  if (bits_.is_none()) return;
+  if (unit_rows != kMaxUnitRows) throw py::value_error("Tiles: bits need unit_rows 16");
+  Arg bits_view;
+  view_of(bits_, &bits_view.view);
+  check.tensor("bits", bits_view.view, DType::kInt16, {n_entries()});
+  bits_data_ = bits_view.view.as<uint16_t>();
+  n_values_ = 0;
+  for (int64_t s = 0; s < n_segments; ++s) {
+    places_.push_back(n_values_);
+    for (int64_t j = tiles_.starts[s]; j < tiles_.starts[s + 1]; ++j)
+      n_values_ += __builtin_popcount(bits_data_[j]);
+  }
 }
 
 void TilesObject::check_disjoint(const Check& check, const char* name,
                                  const TensorView& out) const {
-  for (const py::object* tensor : {&starts_, &columns_}) {
+  for (const py::object* tensor : {&starts_, &columns_, &bits_}) {
+    if (tensor->is_none()) continue;
     TensorView view;
     view_of(*tensor, &view);
     check.disjoint(name, out, "the tiles", view);
@@ -61,6 +74,10 @@ namespace {
 Values values_of(const Check& check, const TilesObject& tiles, const Arg& values,
                  const OptionalArg& scales, DType acc) {
   const DType dtype = values.view.dtype;
+  if (tiles.n_values() >= 0) {
+    check.tensor("values", values.view, acc, {tiles.n_values() + kExpandPadding});
+    return {values.view.data, nullptr, ValueKind::kBitmask, tiles.bits(), tiles.places()};
+  }
   const bool is_coded =
       acc == DType::kFloat32 &&
       (dtype == DType::kBFloat16 || dtype == DType::kFloat16 || dtype == DType::kInt8);
@@ -75,7 +92,7 @@ Values values_of(const Check& check, const TilesObject& tiles, const Arg& values
                          : dtype == DType::kFloat16 ? ValueKind::kFloat16
                          : dtype == DType::kInt8    ? ValueKind::kInt8
                                                     : ValueKind::kPlain;
-  return {values.view.data, scales.view.as<float>(), kind};
+  return {values.view.data, scales.view.as<float>(), kind, nullptr, nullptr};
 }
 
 int64_t threads_of(const Check& check, int64_t n_threads) {
@@ -160,9 +177,10 @@ void sddmm_checked(const TilesObject& tiles, const Arg& dy, const Arg& x, const 
 
 void bind_spmm(py::module_& m) {
   py::class_<TilesObject>(m, "Tiles")
-      .def(py::init<py::object, py::object, int64_t, int64_t, int64_t, int64_t>(),
+      .def(py::init<py::object, py::object, int64_t, int64_t, int64_t, int64_t, py::object>(),
            py::arg("starts"), py::arg("columns"), py::arg("n_rows"), py::arg("n_columns"),
-           py::arg("block_columns"), py::arg("unit_rows") = 1)
+           py::arg("block_columns"), py::arg("unit_rows") = 1, py::arg("bits") = py::none())
+      .def_property_readonly("bits", &TilesObject::bits_tensor)
       .def_property_readonly("starts", &TilesObject::starts)
       .def_property_readonly("columns", &TilesObject::columns)
       .def_property_readonly("n_entries", &TilesObject::n_entries)

@@ -10,8 +10,8 @@ constexpr RowKernels<T> row_set() {
 
 template <class T>
 constexpr SpmmKernels<T> spmm_set() {
-  return {kRefLanes,         scale_values_ref<T>,  spmm_tile_ref<T>,    spmv_tile_ref<T>,
-          sddmm_tile_ref<T>, rows_to_panel_ref<T>, panel_to_rows_ref<T>};
+  return {kRefLanes,        expand_values_ref<T>, scale_values_ref<T>,  spmm_tile_ref<T>,
+          spmv_tile_ref<T>, sddmm_tile_ref<T>,    rows_to_panel_ref<T>, panel_to_rows_ref<T>};
 }
 
 template <class T>
@@ -19,8 +19,8 @@ constexpr KernelSet<T> reference_set() {
   return {row_set<T>(),          1,
           gemm_tile_ref<T>,      weight_grad_block_ref<T>,
           depthwise_tile_ref<T>, depthwise_grad_chunk_ref<T>,
-          spmm_set<T>(),
-          kept_tile_ref<T>,      kept_grad_ref<T>};
+          spmm_set<T>(),         kept_tile_ref<T>,
+          kept_grad_ref<T>};
 }
 
 template <class T>

@@ -45,6 +45,8 @@ template <class T>
 void panel_to_rows_ref(const T* panel, int64_t width, int64_t rows, int64_t columns, T* y,
                        int64_t ldy);
 template <class T>
+void expand_values_ref(const uint16_t* bits, int64_t n, const T* values, T* into);
+template <class T>
 void scale_values_ref(const int8_t* from, int64_t n, T scale, T* into);
 constexpr int kRefLanes = 4;  // of the scalar kernels' panels
 

@@ -397,7 +397,10 @@ class Tiles:
         n_columns: int,
         block_columns: int,
         unit_rows: int = 1,
+        bits: Tensor | None = None,
     ) -> None: ...
+    @property
+    def bits(self) -> Tensor | None: ...
     @property
     def starts(self) -> Tensor: ...
     @property

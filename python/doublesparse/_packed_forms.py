@@ -13,9 +13,20 @@ from torch import Tensor
 
 from . import _C, ops
 from ._packed_weight import PackedWeight
+from ._spmm_costs import BITMASK_DENSITY
 from ._structure import Structure, index_of_tiles, unit_rows_of
 
 _lock = Lock()
+
+
+BITMASK_PADDING = 16
+"""Values behind the last one of tiles with bits, which a vector may read."""
+
+
+def takes_bitmask(packed: PackedWeight, unit_rows: int) -> bool:
+    """Whether so much is kept that a dense product, whose weight is decoded on its way, is best."""
+    fits = packed.dtype in (torch.float32, torch.float64) and packed.shape[0] % 16 == 0
+    return fits and unit_rows == 1 and packed.density > BITMASK_DENSITY
 
 
 class Form:
@@ -49,7 +60,7 @@ class Form:
         index = index_of_tiles(self.tiles)
         matrix = self.values.new_zeros(self.tiles.n_rows, self.tiles.n_columns)
         keep = torch.zeros(matrix.shape, dtype=torch.bool)
-        matrix.view(-1)[index] = self.values
+        matrix.view(-1)[index] = self.values[: len(index)]
         keep.view(-1)[index] = True
         return matrix, keep
 
@@ -66,8 +77,12 @@ class Forms:
 
     def __init__(self, packed: PackedWeight) -> None:
         matrix, keep, scales = packed.stored_matrix()
-        structure = Structure(keep, unit_rows_of(keep))
+        unit = unit_rows_of(keep)
+        bitmask = takes_bitmask(packed, unit)
+        structure = Structure(keep, unit, bitmask)
         values = matrix.reshape(-1).index_select(0, structure.index)
+        if bitmask:
+            values = torch.nn.functional.pad(values, (0, BITMASK_PADDING))
         self.forward = Form(structure.tiles, values, scales)
         self._backward: Form | None = None
 

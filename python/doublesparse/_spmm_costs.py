@@ -19,6 +19,9 @@ from ._patterns import Block, Pattern
 MARGIN = 0.10
 """How much less the sparse kernel must be predicted to take."""
 
+BITMASK_DENSITY = 0.5
+"""Share of kept weights above which a frozen weight is a bitmask, decoded for a dense product."""
+
 _LANES = {"baseline": 4, "avx2": 8, "avx512": 16, "amx": 16}
 _SINGLE = 2  # rows up to which they are multiplied one by one: csrc/cpu/spmm/spmm.cpp
 

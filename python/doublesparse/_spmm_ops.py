@@ -9,12 +9,14 @@ from . import _C
 from ._scratch import scratch
 
 Tiles = _C.Tiles
-"""``Tiles(starts, columns, n_rows, n_columns, block_columns, unit_rows)``, checked once.
+"""``Tiles(starts, columns, n_rows, n_columns, block_columns, unit_rows, bits)``, checked once.
 
 The matrix is cut into blocks of ``block_columns`` columns and units of ``unit_rows`` rows (1, 4, 8
 or 16). ``starts``: int64 (n_blocks * n_units + 1,), where the entries of (block, unit) begin.
 ``columns``: int16, the kept columns of the unit in the block, ascending, from the block's first.
-The tensors must not be written to afterwards.
+``bits``: int16 (n_entries,), which of the 16 rows of an entry are kept, or None for all; with bits
+there is a value for every one of them, then 16 numbers that do not matter. The tensors must not be
+written to afterwards.
 """
 
 _PLAIN = (torch.float32, torch.float64)

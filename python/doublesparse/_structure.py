@@ -29,32 +29,72 @@ class Structure:
 
     Attributes:
         tiles: what kernels read.
-        index: int64 (n_entries * unit_rows,): row * n_columns + column of every value, in the
-            tiles' order.
+        index: int64 (n_values,): row * n_columns + column of every value, in the tiles' order.
         shape: of the matrix.
     """
 
     __slots__ = ("index", "shape", "tiles")
 
-    def __init__(self, matrix: Tensor, unit_rows: int = 1) -> None:
+    def __init__(self, matrix: Tensor, unit_rows: int = 1, bitmask: bool = False) -> None:
+        """Cut up a bool matrix.
+
+        Args:
+            matrix: (n_rows, n_columns): which weights are kept.
+            unit_rows: 1, 4, 8 or 16 rows that keep whole columns.
+            bitmask: units of 16 rows that keep what they like, a bit for every weight.
+        """
         n_rows, n_columns = self.shape = tuple(matrix.shape)
-        kept = matrix[::unit_rows].contiguous()  # the first row speaks for its unit
-        n_units = max(1, len(kept))
+        unit_rows = _UNITS[0] if bitmask else unit_rows
+        units = matrix.reshape(n_rows // unit_rows, unit_rows, n_columns)
+        kept = units.any(1) if bitmask else units[:, 0]
         block = block_columns(n_columns, float(kept.sum()) / max(1, kept.numel()))
-        n_blocks = -(-n_columns // block)
-        padded = torch.nn.functional.pad(kept, (0, n_blocks * block - n_columns))
-        segments = padded.view(len(kept), n_blocks, block).transpose(0, 1)
-        starts = torch.zeros(n_blocks * len(kept) + 1, dtype=torch.int64)
-        torch.cumsum(segments.sum(-1).flatten(), 0, out=starts[1:])
-        at = segments.flatten().nonzero().view(-1)
-        in_block = at % block
-        segment = at.div_(block, rounding_mode="floor")
-        first = (segment % n_units).mul_(unit_rows * n_columns).add_(in_block)
-        first += segment.div_(n_units, rounding_mode="floor").mul_(block)
-        rows = torch.arange(unit_rows) * n_columns
-        self.index = first if unit_rows == 1 else (first[:, None] + rows).flatten()
+        starts, in_block = _segments(kept, block)
+        first = _first_of(starts, in_block, n_rows // unit_rows, unit_rows, n_columns, block)
+        self.index, bits = first, None
+        if unit_rows > 1:
+            self.index = first[:, None] + torch.arange(unit_rows) * n_columns
+            if bitmask:
+                chosen = matrix.reshape(-1)[self.index]
+                bits = (chosen * (1 << torch.arange(unit_rows))).sum(1).to(torch.int16)
+                self.index = self.index[chosen]
+            self.index = self.index.flatten()
         columns = in_block.to(torch.int16)
-        self.tiles = _C.Tiles(starts, columns, n_rows, n_columns, block, unit_rows)
+        self.tiles = _C.Tiles(starts, columns, n_rows, n_columns, block, unit_rows, bits)
+
+
+def _segments(kept: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    """Where the entries of (block, unit) start, and the column of each in its block."""
+    n_units, n_columns = kept.shape
+    n_blocks = -(-n_columns // block)
+    padded = torch.nn.functional.pad(kept, (0, n_blocks * block - n_columns))
+    segments = padded.view(n_units, n_blocks, block).transpose(0, 1)
+    starts = torch.zeros(n_blocks * n_units + 1, dtype=torch.int64)
+    torch.cumsum(segments.sum(-1).flatten(), 0, out=starts[1:])
+    return starts, segments.flatten().nonzero().view(-1) % block
+
+
+def _first_of(
+    starts: Tensor, in_block: Tensor, n_units: int, unit_rows: int, n_columns: int, block: int
+) -> Tensor:
+    """Place in the matrix of the first row of every entry."""
+    segment = torch.repeat_interleave(starts.diff())
+    n_units = max(1, n_units)
+    first = (segment % n_units).mul_(unit_rows * n_columns).add_(in_block)
+    return first.add_(segment.div_(n_units, rounding_mode="floor").mul_(block))
+
+
+def index_of_tiles(tiles: _C.Tiles) -> Tensor:
+    """`Structure.index` of given tiles."""
+    unit, n_columns = tiles.unit_rows, tiles.n_columns
+    n_units = tiles.n_rows // unit
+    sizes = (n_units, unit, n_columns, tiles.block_columns)
+    first = _first_of(tiles.starts, tiles.columns, *sizes)
+    if unit == 1:
+        return first
+    index = first[:, None] + torch.arange(unit) * n_columns
+    if tiles.bits is not None:
+        index = index[(tiles.bits[:, None].int() >> torch.arange(unit)) & 1 == 1]
+    return index.flatten()
 
 
 def block_columns(n_columns: int, density: float) -> int:
@@ -71,17 +111,6 @@ def unit_rows_of(matrix: Tensor) -> int:
             if bool((units == units[:, :1]).all()):
                 return unit
     return 1
-
-
-def index_of_tiles(tiles: _C.Tiles) -> Tensor:
-    """`Structure.index` of given tiles."""
-    n_units = tiles.n_rows // tiles.unit_rows
-    segment = torch.repeat_interleave(tiles.starts.diff())
-    first = (segment % max(1, n_units)) * (tiles.unit_rows * tiles.n_columns)
-    first += segment.div_(max(1, n_units), rounding_mode="floor") * tiles.block_columns
-    first += tiles.columns
-    rows = torch.arange(tiles.unit_rows) * tiles.n_columns
-    return first if tiles.unit_rows == 1 else (first[:, None] + rows).flatten()
 
 
 class MatrixStructures:

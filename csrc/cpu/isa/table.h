@@ -8,6 +8,7 @@
 #include "cpu/pool/pool_grad_kernel.h"
 #include "cpu/pool/pool_kernel.h"
 #include "cpu/rows/segment_sum_kernel.h"
+#include "cpu/spmm/expand_kernel.h"
 #include "cpu/spmm/sddmm_kernel.h"
 #include "cpu/spmm/spmm_kernel.h"
 #include "cpu/spmm/transpose_kernel.h"
@@ -23,16 +24,15 @@ constexpr RowKernels<T> row_kernels() {
 
 template <class T>
 constexpr SpmmKernels<T> spmm_kernels() {
-  return {kLanes<T>,     scale_values<T>,  spmm_tile<T>,    spmv_tile<T>,
-          sddmm_tile<T>, rows_to_panel<T>, panel_to_rows<T>};
+  return {kLanes<T>,    expand_values<T>, scale_values<T>,  spmm_tile<T>,
+          spmv_tile<T>, sddmm_tile<T>,    rows_to_panel<T>, panel_to_rows<T>};
 }
 
 template <class T>
 constexpr KernelSet<T> kernel_set() {
   return {row_kernels<T>(),     kPanel<T>,         gemm_tile<T>,
           weight_grad_block<T>, depthwise_tile<T>, depthwise_grad_chunk<T>,
-          spmm_kernels<T>(),
-          kept_tile<T>,         kept_grad<T>};
+          spmm_kernels<T>(),    kept_tile<T>,      kept_grad<T>};
 }
 
 template <class T>

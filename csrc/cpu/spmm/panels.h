@@ -71,6 +71,14 @@ const T* decoded(const Tiles& w, const Values& values, const int64_t* starts, in
                  int64_t unit_end, T* scratch) {
   if (values.kind == ValueKind::kPlain) return static_cast<const T*>(values.data);
   const int64_t first = starts[unit_begin] * w.unit_rows;
+  if (values.kind == ValueKind::kBitmask) {
+    const int64_t* places = values.places + (starts - w.starts);
+    for (int64_t u = unit_begin; u < unit_end; ++u)
+      kernels<T>().spmm.expand_values(values.bits + starts[u], starts[u + 1] - starts[u],
+                                      static_cast<const T*>(values.data) + places[u],
+                                      scratch + starts[u] * w.unit_rows - first);
+    return scratch - first;
+  }
   const int64_t n = starts[unit_end] * w.unit_rows - first;
   if constexpr (std::is_same_v<T, float>) {
     if (values.kind == ValueKind::kBFloat16)

@@ -20,6 +20,7 @@ namespace ds {
 
 constexpr int kPanelVectors = 4;
 constexpr int64_t kMaxUnitRows = 16;
+constexpr int64_t kExpandPadding = 16;  // values behind the last one of a bitmask
 
 struct Tiles {
   const int64_t* starts;    // (n_blocks * n_units + 1)
@@ -84,6 +85,8 @@ struct SddmmTile {
 template <class T>
 struct SpmmKernels {
   int lanes;  // of one vector
+  // the 16 rows of each of n entries, from the kept ones alone: cpu/spmm/expand_kernel.h
+  void (*expand_values)(const uint16_t* bits, int64_t n, const T* values, T* into);
   // int8 values of one row to the float32 (or float64) they stand for
   void (*scale_values)(const int8_t* from, int64_t n, T scale, T* into);
   void (*spmm_tile)(const SpmmTile<T>&);
@@ -98,14 +101,18 @@ struct SpmmKernels {
 };
 
 // ------------------------------------------------------------------ whole products
-// Kept weights as they are stored: T itself, or 16-bit or int8 values (with a scale per row), which
-// are decoded a chunk of rows at a time, once for the chunk's panels.
-enum class ValueKind : uint8_t { kPlain, kBFloat16, kFloat16, kInt8 };
+// Kept weights as they are stored: T itself, or 16-bit or int8 values (with a scale per row), or
+// values of T with a bit for every weight of an entry, whose zeros are not stored. They are decoded
+// a chunk of rows at a time, once for the chunk's panels.
+enum class ValueKind : uint8_t { kPlain, kBFloat16, kFloat16, kInt8, kBitmask };
 
 struct Values {
   const void* data;     // (n_entries * unit_rows)
   const float* scales;  // (n_rows), int8 only
   ValueKind kind;
+  // Of a bitmask, whose units have 16 rows: a value of type T for every bit, kExpandPadding more.
+  const uint16_t* bits = nullptr;   // (n_entries)
+  const int64_t* places = nullptr;  // (n_blocks * n_units): each segment's first value
 };
 
 // y (m, n_rows) = x (m, n_columns) W^T + bias. S is what x and y are stored in: T, or 16 bits where

@@ -204,20 +204,28 @@ template <class T>
   return sum + ((a[0] + a[2]) + (a[1] + a[3]));
 }
 
-template <class T>
-void spmv_tile(const SpmvTile<T>& t) {
+// kUnitRows: known (1), or 0 for what the tile says. A function of its own for each, since what a
+// unit of several rows prepares costs as much as a short segment.
+template <class T, int kUnitRows>
+[[gnu::noinline]] void dot_units(const SpmvTile<T>& t) {
+  const int64_t unit_rows = kUnitRows ? kUnitRows : t.unit_rows;
   for (int64_t unit = t.unit_begin; unit < t.unit_end; ++unit) {
     const int64_t begin = t.starts[unit], end = t.starts[unit + 1];
     if (begin == end && !t.first) continue;
-    for (int64_t r = 0; r < t.unit_rows; ++r) {
-      const int64_t row = unit * t.unit_rows + r;
+    for (int64_t r = 0; r < unit_rows; ++r) {
+      const int64_t row = unit * unit_rows + r;
       const T before = !t.first ? t.y[row] : t.bias ? t.bias[row] : T(0);
-      if (t.unit_rows == 1)
-        t.y[row] = dot_entries(t, t.values, 1, begin, end, before);
-      else
-        t.y[row] = dot_entries(t, t.values + r, t.unit_rows, begin, end, before);
+      t.y[row] = dot_entries(t, t.values + r, unit_rows, begin, end, before);
     }
   }
+}
+
+template <class T>
+void spmv_tile(const SpmvTile<T>& t) {
+  if (t.unit_rows == 1)
+    dot_units<T, 1>(t);
+  else
+    dot_units<T, 0>(t);
 }
 
 template <class T>

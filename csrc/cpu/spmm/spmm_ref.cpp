@@ -63,6 +63,13 @@ void panel_to_rows_ref(const T* panel, int64_t width, int64_t rows, int64_t colu
 }
 
 template <class T>
+void expand_values_ref(const uint16_t* bits, int64_t n, const T* values, T* into) {
+  for (int64_t i = 0; i < n; ++i)
+    for (int r = 0; r < kMaxUnitRows; ++r)
+      into[i * kMaxUnitRows + r] = bits[i] >> r & 1 ? *values++ : T(0);
+}
+
+template <class T>
 void scale_values_ref(const int8_t* from, int64_t n, T scale, T* into) {
   for (int64_t i = 0; i < n; ++i) into[i] = static_cast<T>(from[i]) * scale;
 }
@@ -72,12 +79,14 @@ template void spmv_tile_ref(const SpmvTile<float>&);
 template void sddmm_tile_ref(const SddmmTile<float>&);
 template void rows_to_panel_ref(const float*, int64_t, int64_t, int64_t, float*, int64_t);
 template void panel_to_rows_ref(const float*, int64_t, int64_t, int64_t, float*, int64_t);
+template void expand_values_ref(const uint16_t*, int64_t, const float*, float*);
 template void scale_values_ref(const int8_t*, int64_t, float, float*);
 template void spmm_tile_ref(const SpmmTile<double>&);
 template void spmv_tile_ref(const SpmvTile<double>&);
 template void sddmm_tile_ref(const SddmmTile<double>&);
 template void rows_to_panel_ref(const double*, int64_t, int64_t, int64_t, double*, int64_t);
 template void panel_to_rows_ref(const double*, int64_t, int64_t, int64_t, double*, int64_t);
+template void expand_values_ref(const uint16_t*, int64_t, const double*, double*);
 template void scale_values_ref(const int8_t*, int64_t, double, double*);
 
 }  // namespace ds
