@@ -166,7 +166,8 @@ _IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
     "ground_taps": ops.ground_taps,
     "every_tap": ops.every_tap,
     "invert_rows": ops.invert_rows,
-} | _of_spmm.IMPLEMENTATIONS
+}
+_IMPLEMENTATIONS |= _of_spmm.IMPLEMENTATIONS
 _IMPLEMENTATIONS |= _of_masked_conv.IMPLEMENTATIONS
 
 
@@ -278,7 +279,8 @@ _SHAPES: dict[str, Callable[..., Any]] = {
     ),
     "join_rows": _join_rows_shape,
     "invert_rows": lambda rows, n: (_int64(rows, n + 1), _int64(rows, _new_size())),
-} | _of_spmm.SHAPES
+}
+_SHAPES |= _of_spmm.SHAPES
 _SHAPES |= _of_masked_conv.SHAPES
 
 
@@ -405,7 +407,8 @@ _GRADIENTS: dict[str, tuple[Callable[..., Any], Callable[..., None]]] = {
     "scatter_rows": (_scatter_backward, _save_scatter),
     "window_max": (_window_max_backward, _save_window),
     "window_sum": (_window_sum_backward, _save_window),
-} | _of_spmm.GRADIENTS
+}
+_GRADIENTS |= _of_spmm.GRADIENTS
 _GRADIENTS |= _of_masked_conv.GRADIENTS
 
 
