@@ -16,6 +16,7 @@ from ._autograd_spmm import packed_input_grad, packed_linear, sampled_product
 from ._functional_conv import conv1d, conv2d, conv3d, conv4d
 from ._functional_masked_conv import geometry_of
 from ._masked_conv import takes_kernel
+from ._packed_forms import takes_tile_conv, tile_conv
 from ._packed_weight import PackedWeight
 from ._spmm_costs import counts_of, runs_sparse
 from ._torch_compat import traced
@@ -237,7 +238,12 @@ def _frozen_conv(
     """On the kernels of pruned weights; None where the dense ones run, or a gradient is wanted."""
     if traced(x) or torch.is_autocast_enabled("cpu") or wanted(x, bias):
         return None
-    groups = walk[-1]
+    g = geometry_of(n_axes, x, packed.shape, bias, *walk)
+    if g is None:  # torch refuses it
+        return None
+    groups = g.groups
+    if x.dim() == n_axes + 2 and takes_tile_conv(packed, x, g):
+        return tile_conv(packed, x, g, bias)
     key = "conv", groups, x.dtype
     frozen: FrozenConv | None = packed._forms.get(key)
     if frozen is None:
@@ -245,9 +251,6 @@ def _frozen_conv(
             return None
         weight = packed.unpack()
         frozen = packed._forms[key] = FrozenConv(weight, packed.mask(), groups, x.dtype)
-    g = geometry_of(n_axes, x, packed.shape, bias, *walk)
-    if g is None:  # torch refuses it
-        return None
     if x.dim() == n_axes + 1:
         return frozen(x.unsqueeze(0), bias, g).squeeze(0)
     return frozen(x, bias, g)

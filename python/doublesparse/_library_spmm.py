@@ -18,8 +18,8 @@ _TILES = (
 )
 
 SCHEMAS = {
-    "spmm": f"(Tensor x, {_TILES}, Tensor values, Tensor? bias=None, Tensor? scales=None) "
-    "-> Tensor",
+    "spmm": f"(Tensor x, {_TILES}, Tensor values, Tensor? bias=None, Tensor? scales=None, "
+    "Tensor? bits=None) -> Tensor",
     "sddmm": f"(Tensor dy, Tensor x, {_TILES}) -> Tensor",
     "masked_linear": "(Tensor x, Tensor weight, Tensor mask, Tensor? bias=None) -> Tensor",
     "masked_linear_input_grad": "(Tensor dy, Tensor weight, Tensor mask) -> Tensor",
@@ -28,7 +28,8 @@ SCHEMAS = {
 
 
 def _run_spmm(x: Tensor, *args: Any) -> Tensor:
-    return ops.spmm(x, ops.Tiles(*args[:6]), *args[6:])
+    *tiles_and_sums, bits = args
+    return ops.spmm(x, ops.Tiles(*tiles_and_sums[:6], bits), *tiles_and_sums[6:])
 
 
 def _run_sddmm(dy: Tensor, x: Tensor, *tiles: Any) -> Tensor:

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from . import _C, ops
+from ._masked_conv import Geometry
 from ._packed_weight import PackedWeight
-from ._spmm_costs import BITMASK_DENSITY
+from ._patterns import Block
+from ._spmm_costs import BITMASK_DENSITY, on_matrix_tiles
 from ._structure import Structure, index_of_tiles, unit_rows_of
 
 _lock = Lock()
@@ -38,14 +40,17 @@ class Form:
         scales: float32 (n_rows,) of int8 values, or None.
     """
 
-    __slots__ = ("scales", "tiles", "values")
+    __slots__ = ("_blocks", "scales", "tiles", "values")
 
     def __init__(self, tiles: _C.Tiles, values: Tensor, scales: Tensor | None) -> None:
         self.tiles, self.values, self.scales = tiles, values, scales
+        self._blocks: _C.TileBlocks | None = None
 
     def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """`x @ W.T + bias`: (m, n_rows), the dtype of x."""
         values = self.values
+        if on_matrix_tiles(x.dtype, values.dtype):
+            return ops.tile_spmm(x, self._on_tiles(), bias)
         if x.dtype == torch.float64 and values.dtype != torch.float64:
             values = self._wide(x.dtype)
         elif x.dtype != torch.float64 and values.dtype == torch.float64:
@@ -54,6 +59,16 @@ class Form:
         if values.dtype == torch.int8 and self.scales is not None:
             scales = self.scales.float()
         return ops.spmm(x, self.tiles, values, bias, scales)
+
+    def _on_tiles(self) -> _C.TileBlocks:
+        """In blocks of 32 x 32, for matrix tiles; built on first use."""
+        if self._blocks is None:
+            matrix, keep = self.dense()
+            row_start = torch.zeros(len(keep) + 1, dtype=torch.int64)
+            torch.cumsum(keep.sum(1), 0, out=row_start[1:])
+            columns = keep.nonzero()[:, 1].int()
+            self._blocks = ops.tile_blocks(row_start, columns, matrix[keep], keep.shape[1])
+        return self._blocks
 
     def dense(self) -> tuple[Tensor, Tensor]:
         """The matrix of the stored values, and of the mask."""
@@ -110,3 +125,24 @@ def forms_of(packed: PackedWeight) -> Forms:
                 packed.keep_form(found.forward)
                 packed._forms["spmm"] = found
     return found
+
+
+# ------------------------------------------------------------------ convolutions on matrix tiles
+def takes_tile_conv(packed: PackedWeight, x: Tensor, g: Geometry) -> bool:
+    """Whether a convolution runs on matrix tiles: bfloat16, and whole blocks of 32 x 32 pruned."""
+    pattern = packed.pattern
+    whole = isinstance(pattern, Block) and pattern.r % 32 == 0 and pattern.c % 32 == 0
+    return (
+        whole and on_matrix_tiles(x.dtype, packed.dtype) and g.groups == 1 and g.before == g.after
+    )
+
+
+def tile_conv(packed: PackedWeight, x: Tensor, g: Geometry, bias: Tensor | None) -> Tensor:
+    """The convolution of x (B, c_in, *spatial), channels last; no gradient."""
+    blocks = packed._forms.get("tile_conv")
+    if blocks is None:
+        n_in = packed.numel() // max(1, packed.shape[0])
+        blocks = ops.tile_blocks(*packed.csr(), n_in, channels=packed.shape[1])
+        packed._forms["tile_conv"] = blocks
+    kernel = tuple(packed.shape[2:])
+    return ops.tile_conv(x, blocks, kernel, g.stride, g.before, g.dilation, bias)
