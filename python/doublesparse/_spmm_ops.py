@@ -52,7 +52,7 @@ def spmm(
     y = x.new_empty(x.shape[0], tiles.n_rows)
     bias = bias if bias is None or bias.dtype == acc else bias.to(acc)
     threads = torch.get_num_threads()
-    is_double, plain = acc == torch.float64, values.dtype in _PLAIN
+    is_double, plain = acc == torch.float64, values.dtype in _PLAIN and tiles.bits is None
     size = _C.spmm_workspace(tiles, is_double, plain, x.shape[0], threads)
     _C.spmm(tiles, values, scales, x, bias, scratch(size, acc), y, threads)
     return y
