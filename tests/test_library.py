@@ -17,7 +17,9 @@ import cases
 import doublesparse as ds
 from doublesparse import _autograd, _library, ops
 from doublesparse._autograd import Segments
+from doublesparse._autograd_masked_conv import masked_conv
 from doublesparse._autograd_windows import Table, window_max, window_sum
+from doublesparse._masked_conv import Geometry
 from inputs import grid_plan, numbers, random_segments, random_table, weight_mask
 
 OP = torch.ops.doublesparse
@@ -229,6 +231,14 @@ def gradient_cases(rng):
         lambda x, g: OP.window_sum(x, g, table.rows),
         operands,
         lambda x, g: window_sum(x, g, table),
+    )
+    mask = torch.from_numpy(rng.random((9, 6, 3, 3)) < 0.3)
+    walk = (1, 1), (1, 0), (1, 1), (1, 1), 1
+    yield (
+        "masked_dense_conv",
+        lambda x, w, b: OP.masked_dense_conv(x, w, mask, b, *walk),
+        (f64(2, 6, 4, 3), f64(9, 6, 3, 3), f64(9)),
+        lambda x, w, b: masked_conv(x, w, mask, b, Geometry(*walk)),
     )
 
 
