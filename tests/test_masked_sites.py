@@ -19,7 +19,8 @@ import torch.nn.functional as F
 import doublesparse as ds
 import oracle
 from doublesparse import _C, _costs, _crossover
-from doublesparse._kept import DENSE_SHARE, _known, kept_lists, kept_share
+from doublesparse._kept import DENSE_SHARE, kept_lists, kept_share
+from doublesparse._structure import n_remembered
 from inputs import MASKS, make_input, numbers, random_plan, weight_mask
 
 
@@ -99,9 +100,9 @@ def test_blocks_lower_than_a_panel_take_narrower_ones():
 
 def test_lists_live_as_long_as_the_mask_and_follow_its_changes():
     mask = torch.zeros(16, 16, 3, dtype=torch.bool)
-    before = len(_known)
+    before = n_remembered()
     first = kept_lists(mask, 1, False, torch.float32)
-    assert kept_lists(mask, 1, False, torch.float32) is first and len(_known) == before + 1
+    assert kept_lists(mask, 1, False, torch.float32) is first and n_remembered() == before + 1
     mask[0] = True
     assert kept_lists(mask, 1, False, torch.float32).n_values > 0
     with torch.inference_mode():
@@ -110,7 +111,7 @@ def test_lists_live_as_long_as_the_mask_and_follow_its_changes():
         assert kept_lists(other, 1, False, torch.float32).share == 1.0
     del mask, other, first
     gc.collect()
-    assert len(_known) == before
+    assert n_remembered() == before
 
 
 # ------------------------------------------------------------------ modules

@@ -179,3 +179,34 @@ def repeated(coords: Tensor, order: Tensor, start: Tensor) -> str:
         f"(rows {int(order[start[again]])} and {int(row)}); "
         'pass duplicates="sum", "mean", "max" or "first"'
     )
+
+
+def check_mask(operation: str, mask: Any, shape: Sequence[int], device: torch.device) -> None:
+    """A mask must be a bool tensor of the weight's shape, in its place.
+
+    Raises:
+        TypeError: no tensor, another dtype or layout.
+        ValueError: another shape.
+        RuntimeError: another device, or no data.
+    """
+    if not isinstance(mask, Tensor):
+        raise TypeError(
+            f"{operation}: mask must be a Tensor, got {type(mask).__name__}; pass a bool tensor"
+        )
+    if mask.dtype != torch.bool or mask.layout is not torch.strided:
+        raise TypeError(
+            f"{operation}: mask must be a strided tensor of torch.bool, got {mask.dtype} "
+            f"({mask.layout}); use mask != 0"
+        )
+    # raw operators' weights have one axis of taps
+    flat = mask.flatten(2) if mask.dim() > 2 else mask
+    if tuple(shape) not in (tuple(mask.shape), tuple(flat.shape)):
+        raise ValueError(
+            f"{operation}: mask must have the shape of the weight, {tuple(shape)}, got "
+            f"{tuple(mask.shape)}; give one entry per weight"
+        )
+    if mask.device != device:
+        raise RuntimeError(
+            f"{operation}: mask must be on {device} like the weight, got {mask.device}; "
+            "move one of them"
+        )

@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch.nn.functional as F
 from torch import Tensor
 
+from ._checks import check_mask
 from ._convolution import (
     convolution,
     inverse_convolution,
@@ -15,7 +16,7 @@ from ._convolution import (
     transposed_convolution,
 )
 from ._functional_masked import masked_conv1d, masked_conv2d, masked_conv3d
-from ._kept import check_mask, masked
+from ._kept import masked
 from .sites import Sites
 from .tensor import SparseTensor
 

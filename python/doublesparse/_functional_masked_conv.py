@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from . import _autograd_masked_conv as _grad
+from ._checks import check_mask
 from ._masked_conv import Geometry, kept
 
 Ints = int | Sequence[int]
@@ -50,7 +51,8 @@ def masked_conv(
         a masked weight is exactly 0.
     """
     operation = f"masked_conv{n_axes}d"
-    check_mask(operation, weight, mask)
+    if isinstance(weight, Tensor):
+        check_mask(operation, mask, weight.shape, weight.device)
     if torch.is_autocast_enabled("cpu") and x.is_cpu and x.dtype != torch.float64:
         dtype = torch.get_autocast_dtype("cpu")
         with torch.autocast("cpu", enabled=False):
@@ -67,34 +69,6 @@ def masked_conv(
     if x.dim() == n_axes + 1:
         return _grad.masked_conv(x.unsqueeze(0), weight, mask, bias, g).squeeze(0)
     return _grad.masked_conv(x, weight, mask, bias, g)
-
-
-def check_mask(operation: str, weight: Any, mask: Any) -> None:
-    """The mask is a bool tensor of the weight's shape, on its device.
-
-    Raises:
-        TypeError: it is no bool tensor.
-        ValueError: its shape is another.
-        RuntimeError: its device is another.
-    """
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-        got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-        raise TypeError(f"{operation}: mask must be a bool Tensor, got {got}; use weight != 0")
-    if not isinstance(weight, Tensor):
-        raise TypeError(
-            f"{operation}: weight must be a Tensor, got {type(weight).__name__}; "
-            "pass a torch.Tensor"
-        )
-    if mask.shape != weight.shape:
-        raise ValueError(
-            f"{operation}: mask must have the weight's shape {tuple(weight.shape)}, got "
-            f"{tuple(mask.shape)}; make one for this weight"
-        )
-    if mask.device != weight.device:
-        raise RuntimeError(
-            f"{operation}: mask must be on {weight.device} like the weight, got {mask.device}; "
-            f"use mask.to({str(weight.device)!r})"
-        )
 
 
 def geometry_of(

@@ -18,7 +18,7 @@ from ._functional_masked_conv import geometry_of
 from ._masked_conv import takes_kernel
 from ._packed_forms import takes_tile_conv, tile_conv
 from ._packed_weight import PackedWeight
-from ._spmm_costs import counts_of, runs_sparse
+from ._spmm_costs import counts_of, runs_packed
 from ._torch_compat import traced
 from .tensor import SparseTensor
 
@@ -82,7 +82,7 @@ def spmm_t(packed: PackedWeight, dy: Tensor) -> Tensor:
     _check_operand("spmm_t", "dy", dy, packed)
     _check_last("spmm_t", "dy", dy, packed.shape[0])
     c_out, c_in = packed.shape
-    if not runs_sparse(counts_of(packed, dy.numel() // max(1, c_out), True), dy.dtype):
+    if not runs_packed(counts_of(packed, dy.numel() // max(1, c_out), True), dy.dtype):
         return torch.matmul(dy, _weight(packed, dy))
     rows = dy.reshape(-1, c_out).contiguous()
     return packed_input_grad(rows, packed).view(*dy.shape[:-1], c_in)
@@ -150,7 +150,7 @@ def _product(x: Tensor, packed: PackedWeight, bias: Tensor | None) -> Tensor:
         with torch.autocast("cpu", enabled=False):
             return _product(x.to(dtype), packed, bias if bias is None else bias.to(dtype))
     c_out, c_in = packed.shape
-    if not runs_sparse(counts_of(packed, x.numel() // max(1, c_in)), x.dtype):
+    if not runs_packed(counts_of(packed, x.numel() // max(1, c_in)), x.dtype):
         return F.linear(x, _weight(packed, x), bias)
     y = packed_linear(x.reshape(-1, c_in).contiguous(), packed, bias)
     return y.view(*x.shape[:-1], c_out)

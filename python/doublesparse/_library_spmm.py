@@ -28,12 +28,14 @@ SCHEMAS = {
 
 
 def _run_spmm(x: Tensor, *args: Any) -> Tensor:
-    *tiles_and_sums, bits = args
-    return ops.spmm(x, ops.Tiles(*tiles_and_sums[:6], bits), *tiles_and_sums[6:])
+    *sums, bits = args[6:]
+    starts, columns, n_rows, n_columns, block, unit = args[:6]
+    tiles = ops.Tiles(starts, columns, n_rows, n_columns, block, unit, bits)
+    return ops.spmm(x, tiles, *sums)
 
 
 def _run_sddmm(dy: Tensor, x: Tensor, *tiles: Any) -> Tensor:
-    return ops.sddmm(dy, x, ops.Tiles(*tiles))
+    return ops.sddmm(dy, x, ops.Tiles(*tiles[:6]))
 
 
 IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {

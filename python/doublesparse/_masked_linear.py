@@ -10,6 +10,7 @@ from torch import Tensor
 
 from . import _autograd_spmm as _spmm
 from ._autograd import wanted
+from ._checks import check_mask
 from ._torch_compat import traced
 
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -34,6 +35,7 @@ def masked_linear(x: Any, weight: Tensor, mask: Tensor, bias: Tensor | None = No
     Raises:
         TypeError: the mask is not a bool tensor.
         ValueError: the mask has not the weight's shape.
+        RuntimeError: it is on another device.
 
     Example:
         >>> import torch, doublesparse as ds
@@ -42,7 +44,7 @@ def masked_linear(x: Any, weight: Tensor, mask: Tensor, bias: Tensor | None = No
         >>> ds.functional.masked_linear(torch.tensor([[1.0, 1.0]]), weight, mask)
         tensor([[1., 7.]])
     """
-    check_mask("masked_linear", weight, mask)
+    check_mask("masked_linear", mask, weight.shape, weight.device)
     if not _has_kernel(x, weight, bias):
         return F.linear(x, torch.where(mask, weight, 0), bias)
     if torch.is_autocast_enabled("cpu") and x.dtype != torch.float64:
@@ -62,18 +64,6 @@ def masked_linear(x: Any, weight: Tensor, mask: Tensor, bias: Tensor | None = No
     else:
         y = _spmm.masked_linear(rows, weight, mask, bias)
     return y if x.dim() == 2 else y.view(*x.shape[:-1], y.shape[1])
-
-
-def check_mask(operation: str, weight: Tensor, mask: Any) -> None:
-    """A bool tensor of the weight's shape."""
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-        got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-        raise TypeError(f"{operation}: mask must be a bool Tensor, got {got}; use weight != 0")
-    if mask.shape != weight.shape:
-        raise ValueError(
-            f"{operation}: mask must have the weight's shape {tuple(weight.shape)}, got "
-            f"{tuple(mask.shape)}; make it of the same weight"
-        )
 
 
 def _has_kernel(x: Any, weight: Tensor, bias: Tensor | None) -> bool:

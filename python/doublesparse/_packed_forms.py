@@ -114,6 +114,19 @@ class Forms:
         return self._backward
 
 
+@torch.compiler.assume_constant_result
+def traced_operands(packed: PackedWeight) -> list[Tensor | int | None]:
+    """For a traced graph, which holds them as constants: what `ops.spmm` reads, tiles unfolded."""
+    form = forms_of(packed).forward
+    t, values = form.tiles, form.values
+    if values.dtype == torch.float64:
+        scales = None
+    else:
+        scales = None if form.scales is None else form.scales.float()
+    sizes = [t.n_rows, t.n_columns, t.block_columns, t.unit_rows]
+    return [t.starts, t.columns, *sizes, values, scales, t.bits]
+
+
 def forms_of(packed: PackedWeight) -> Forms:
     """The kernel forms of a packed weight (c_out, c_in)."""
     found: Forms | None = packed._forms.get("spmm")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._kept import check_mask
+from ._checks import check_mask
 from .tensor import SparseTensor
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)

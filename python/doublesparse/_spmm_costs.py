@@ -20,7 +20,7 @@ from ._patterns import Block, Pattern
 MARGIN = 0.10
 """How much less the sparse kernel must be predicted to take."""
 
-BITMASK_DENSITY = 0.5
+BITMASK_DENSITY = 0.65
 """Share of kept weights above which a frozen weight is a bitmask, decoded for a dense product."""
 
 _LANES = {"baseline": 4, "avx2": 8, "avx512": 16, "amx": 16}
@@ -56,6 +56,7 @@ class Costs(NamedTuple):
         gathered: a kept weight that is taken out of a dense parameter, or its gradient put there.
         zeroed: any weight of a gradient that is zero elsewhere.
         masked: any weight of a copy with zeros.
+        unpacked: any weight of a packed one that is made dense.
     """
 
     call: float = 4e3
@@ -73,6 +74,7 @@ class Costs(NamedTuple):
     gathered: float = 1.5
     zeroed: float = 0.2
     masked: float = 0.5
+    unpacked: float = 3.0
 
 
 _AVX2 = Costs()
@@ -203,3 +205,18 @@ def samples(p: Product, dtype: torch.dtype) -> bool:
     c, weights = machine(), p.columns * p.outputs
     sparse = sampled_ns(p) + p.kept * c.gathered + weights * c.zeroed
     return sparse < (1 - MARGIN) * (dense_ns(p, dtype) + weights * c.masked)
+
+
+def runs_packed(p: Product, dtype: torch.dtype) -> bool:
+    """Whether a product with a `PackedWeight` runs our kernel: otherwise it is unpacked first.
+
+    Args:
+        p: its counts.
+        dtype: of x.
+    """
+    if get_crossover() is None:
+        return True
+    weights = p.columns * p.outputs
+    if p.unit == 1 and p.kept > BITMASK_DENSITY * weights and p.outputs % 16 == 0:
+        return p.rows > _SINGLE
+    return sparse_ns(p, dtype) < dense_ns(p, dtype) + weights * machine().unpacked

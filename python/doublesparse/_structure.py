@@ -19,7 +19,9 @@ from . import _C
 from ._torch_compat import StorageWeakRef
 
 _UNITS = (16, 8, 4)
-_BLOCK, _WIDE_BLOCK = 256, 512  # columns; a block of 256 and 4 vectors of lanes fill 32 KiB
+# Columns of a block. 256 of them and 4 vectors of lanes fill 32 KiB; a unit of several rows reads
+# its columns several times, so its block is to leave room in L1.
+_UNIT_BLOCK, _BLOCK, _WIDE_BLOCK = 128, 256, 512
 _FEW = 0.15  # density below which the segments of a narrow block are too short
 _MADE = TypeVar("_MADE")
 
@@ -47,7 +49,8 @@ class Structure:
         unit_rows = _UNITS[0] if bitmask else unit_rows
         units = matrix.reshape(n_rows // unit_rows, unit_rows, n_columns)
         kept = units.any(1) if bitmask else units[:, 0]
-        block = block_columns(n_columns, float(kept.sum()) / max(1, kept.numel()))
+        density = float(kept.sum()) / max(1, kept.numel())
+        block = block_columns(n_columns, density, unit_rows)
         starts, in_block = _segments(kept, block)
         first = _first_of(starts, in_block, n_rows // unit_rows, unit_rows, n_columns, block)
         self.index, bits = first, None
@@ -97,9 +100,11 @@ def index_of_tiles(tiles: _C.Tiles) -> Tensor:
     return index.flatten()
 
 
-def block_columns(n_columns: int, density: float) -> int:
+def block_columns(n_columns: int, density: float, unit_rows: int = 1) -> int:
     """Columns of a block: a pure function, as the order of a product's sums is."""
-    return min(max(1, n_columns), _WIDE_BLOCK if density < _FEW else _BLOCK)
+    if density < _FEW:
+        return min(max(1, n_columns), _WIDE_BLOCK)
+    return min(max(1, n_columns), _BLOCK if unit_rows == 1 else _UNIT_BLOCK)
 
 
 def unit_rows_of(matrix: Tensor) -> int:
@@ -164,7 +169,7 @@ class _Remembered:
 
 
 def _content(mask: Tensor) -> bytes:
-    return blake2b(mask.detach().contiguous().numpy()).digest()
+    return blake2b(mask.detach().contiguous().numpy().tobytes()).digest()
 
 
 _remembered: dict[Hashable, _Remembered] = {}
@@ -179,6 +184,8 @@ def of_mask(mask: Tensor, key: Hashable, make: Callable[[Tensor], _MADE]) -> _MA
         key: of what is made.
         make: called with the mask.
     """
+    if mask.is_inference():  # such tensors do not count their changes
+        return make(mask)
     storage = mask.untyped_storage()
     name = storage._cdata, mask.storage_offset(), mask.shape, mask.stride()
     found = _remembered.get(name)
@@ -202,6 +209,11 @@ def _renewed(name: Hashable, mask: Tensor, found: _Remembered | None) -> _Rememb
         found = _Remembered(mask, StorageWeakRef(mask.untyped_storage()), content)
         _remembered[name] = found
         return found
+
+
+def n_remembered() -> int:
+    """Masks that live and are remembered."""
+    return sum(not kept.storage.expired() for kept in list(_remembered.values()))
 
 
 def of_matrix(mask: Tensor) -> MatrixStructures:

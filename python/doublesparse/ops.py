@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from . import _C
-from ._kept import DENSE_SHARE, check_mask, kept_lists, masked
+from ._checks import check_mask
+from ._kept import DENSE_SHARE, kept_lists, masked
 from ._scratch import scratch
 from ._spmm_ops import Tiles as Tiles
 from ._spmm_ops import sddmm as sddmm

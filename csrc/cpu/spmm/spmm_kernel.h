@@ -5,8 +5,8 @@
 //          what the two load ports allow, that is 0.8 of the peak, if the panel's block is in L1.
 //          A row has 8 / vectors chains of accumulators: 8 independent multiply-adds in flight
 //          cover their latency of 4 cycles on two ports also where a batch is narrow.
-// Unit of 4..16    a kept column meets 4 rows at once: per column kBlockVectors loads and 4
-//          broadcasts feed 4 kBlockVectors multiply-adds, so the multiply-adds are the bound.
+// Unit of 4..16    a kept column meets several rows at once: 3 of them and 4 vectors (4 and 4 with
+//          32 registers) are 12 multiply-adds for 7 loads, so the multiply-adds are the bound.
 // Bound    2 * kept * lanes flops; bytes of W: 6 a kept weight (2 + 4 unit_rows an entry).
 #pragma once
 #include "cpu/isa/vec.h"
@@ -16,12 +16,6 @@ namespace ds {
 namespace {
 
 constexpr int kChains = 8;
-#if DS_VEC_BYTES == 64
-constexpr int kBlockVectors = 4;
-#else
-constexpr int kBlockVectors = 2;
-#endif
-
 // Where a column's lanes begin.
 template <bool kTable, class Tile>
 [[gnu::always_inline]] inline int64_t place(const Tile& t, int64_t entry) {
@@ -96,49 +90,67 @@ void multiply_rows_of(const SpmmTile<T>& t) {
     multiply_segments<T, R, U, false>(t);
 }
 
-// Rows [row, row + 4) of a unit, V vectors from `lane` on; `values` points at the first of the four
-// weights of entry 0.
-template <class T, int V>
-[[gnu::always_inline]] inline void multiply_four(const SpmmTile<T>& t, const T* values, int64_t row,
-                                                 int64_t lane, int64_t begin, int64_t end) {
-  Vec<T> acc[4][V];
+// Rows [row, row + R) of a unit, V vectors of lanes; `values` points at the first of the R weights
+// of entry 0.
+template <class T, int R, int V>
+[[gnu::always_inline]] inline void multiply_together(const SpmmTile<T>& t, const T* values,
+                                                     int64_t row, int64_t begin, int64_t end) {
+  Vec<T> acc[R][V];
 #pragma GCC unroll 4
-  for (int r = 0; r < 4; ++r)
-    start_lanes<T, V>(acc[r], t.y + (row + r) * t.ldy + lane, t.bias ? t.bias + row + r : nullptr,
+  for (int r = 0; r < R; ++r)
+    start_lanes<T, V>(acc[r], t.y + (row + r) * t.ldy, t.bias ? t.bias + row + r : nullptr,
                       t.first);
   for (int64_t j = begin; j < end; ++j) {
-    const T* x = t.x + (t.offset ? t.offset[t.columns[j]] : t.columns[j] * t.ldx) + lane;
+    const T* x = t.x + (t.offset ? t.offset[t.columns[j]] : t.columns[j] * t.ldx);
     const T* w = values + j * t.unit_rows;
-    Vec<T> b[V];
+    Vec<T> a[R];  // R of them and one vector of lanes at a time: 12 + 3 + 1 registers
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) b[v] = load(x + v * kLanes<T>);
+    for (int r = 0; r < R; ++r) a[r] = splat(w[r]);
 #pragma GCC unroll 4
-    for (int r = 0; r < 4; ++r) {
-      const Vec<T> a = splat(w[r]);
+    for (int v = 0; v < V; ++v) {
+      const Vec<T> b = load(x + v * kLanes<T>);
 #pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) acc[r][v] = fma(a, b[v], acc[r][v]);
+      for (int r = 0; r < R; ++r) acc[r][v] = fma(a[r], b, acc[r][v]);
     }
   }
 #pragma GCC unroll 4
-  for (int r = 0; r < 4; ++r)
+  for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) store(t.y + (row + r) * t.ldy + lane + v * kLanes<T>, acc[r][v]);
+    for (int v = 0; v < V; ++v) store(t.y + (row + r) * t.ldy + v * kLanes<T>, acc[r][v]);
 }
 
 // A unit of 4, 8 or 16 rows, all of which exist (n_rows is a multiple of unit_rows).
+template <class T, int V>
+void multiply_units_of(const SpmmTile<T>& t) {
+  // 16 registers hold 3 x 4 sums, and 16 and 8 rows are 3 s and one or two 2 s
+  constexpr bool kThrees = V == 4 && DS_VEC_BYTES < 64;
+  for (int64_t unit = t.unit_begin; unit < t.unit_end; ++unit) {
+    const int64_t begin = t.starts[unit], end = t.starts[unit + 1], row = unit * t.unit_rows;
+    if (begin == end && !t.first) continue;
+    int64_t r = 0;
+    if constexpr (kThrees) {
+      for (; t.unit_rows - r > 4; r += 3)
+        multiply_together<T, 3, V>(t, t.values + r, row + r, begin, end);
+      for (; r < t.unit_rows; r += 2)
+        multiply_together<T, 2, V>(t, t.values + r, row + r, begin, end);
+    } else {
+      for (; r < t.unit_rows; r += 4)
+        multiply_together<T, 4, V>(t, t.values + r, row + r, begin, end);
+    }
+  }
+}
+
 template <class T>
 void multiply_units(const SpmmTile<T>& t) {
-  for (int64_t unit = t.unit_begin; unit < t.unit_end; ++unit) {
-    const int64_t begin = t.starts[unit], end = t.starts[unit + 1];
-    if (begin == end && !t.first) continue;
-    for (int64_t r = 0; r < t.unit_rows; r += 4) {
-      const int64_t row = unit * t.unit_rows + r;
-      int v = 0;
-      for (; v + kBlockVectors <= t.vectors; v += kBlockVectors)
-        multiply_four<T, kBlockVectors>(t, t.values + r, row, v * kLanes<T>, begin, end);
-      for (; v < t.vectors; ++v)
-        multiply_four<T, 1>(t, t.values + r, row, v * kLanes<T>, begin, end);
-    }
+  switch (t.vectors) {
+    case 1:
+      return multiply_units_of<T, 1>(t);
+    case 2:
+      return multiply_units_of<T, 2>(t);
+    case 3:
+      return multiply_units_of<T, 3>(t);
+    default:
+      return multiply_units_of<T, 4>(t);
   }
 }
 

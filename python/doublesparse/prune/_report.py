@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .._packed_weight import PackedWeight
 from .._patterns import Pattern
-from .._spmm_costs import counts_of, dense_ns, runs_sparse, sparse_ns
+from .._spmm_costs import counts_of, dense_ns, runs_packed, sparse_ns
 from .._table import count, share, table
 from .._watch import Watcher, watching
 from ..nn._masked import Masked
@@ -42,7 +42,7 @@ class Prediction(NamedTuple):
 def _predict(packed: PackedWeight, n_rows: int, dtype: torch.dtype) -> Prediction:
     """The cost model's word on a layer that meets this many rows of activations."""
     p = counts_of(packed, n_rows)
-    path = "sparse" if runs_sparse(p, dtype) else "dense"
+    path = "sparse" if runs_packed(p, dtype) else "dense"
     return Prediction(path, 1e-6 * dense_ns(p, dtype), 1e-6 * sparse_ns(p))
 
 
