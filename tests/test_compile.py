@@ -246,3 +246,27 @@ def test_fixed_geometry_without_sites():
     assert torch.equal(exported(fixed, x.features).module()(x.features), net(x).to_dense())
 
 
+
+
+# ------------------------------------------------------------------ pruned weights
+def test_pruned_models_are_one_graph():
+    """A masked and a frozen linear layer, and a masked convolution: no graph break, same bits."""
+    linear = ds.nn.MaskedLinear(256, 128, sparsity=0.9)
+    conv = ds.nn.MaskedConv2d(16, 32, 3, padding=1, sparsity=0.9)
+    for net, x in (
+        (nn.Sequential(linear, nn.ReLU()), torch.randn(4, 96, 256)),
+        (nn.Sequential(conv, nn.ReLU()), torch.randn(3, 16, 9, 9)),
+    ):
+        compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+        wanted, got = (f(x).pow(2).sum() for f in (net, compiled))
+        grads = [torch.autograd.grad(y, list(net.parameters())) for y in (wanted, got)]
+        assert torch.equal(wanted, got)
+        assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+    net = ds.prune.freeze(nn.Sequential(linear, nn.ReLU()).eval())
+    x = torch.randn(96, 256)
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        assert torch.equal(compiled(x), net(x))
+    x.requires_grad_()
+    grads = [torch.autograd.grad(f(x).pow(2).sum(), x)[0] for f in (net, compiled)]
+    torch.testing.assert_close(*grads)

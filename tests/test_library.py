@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import cases
 import doublesparse as ds
-from doublesparse import _autograd, _library, ops
+from doublesparse import _autograd, _autograd_spmm, _library, ops
 from doublesparse._autograd import Segments
 from doublesparse._autograd_masked_conv import masked_conv
 from doublesparse._autograd_windows import Table, window_max, window_sum
@@ -54,6 +54,7 @@ def gradient_samples(rng, dtype):
         keys = torch.unique(torch.from_numpy(rng.integers(0, 60, n_rows)))
         yield "coords_of_keys", dict(keys=keys, shape=(5, 6))
     yield from masked_conv_samples(rng, dtype)
+    yield from masked_linear_samples(rng, dtype)
 
 
 def masked_conv_samples(rng, dtype):
@@ -70,6 +71,17 @@ def masked_conv_samples(rng, dtype):
         yield "masked_dense_conv", dict(x=x, **both, bias=bias, **walk)
         yield "masked_dense_conv_input_grad", dict(dy=dy, **both, shape=(5, 4), **walk)
         yield "masked_dense_conv_weight_grad", dict(x=x, dy=dy, **both, **walk)
+
+
+def masked_linear_samples(rng, dtype):
+    """Linear layers with a pruned weight: the smallest, and one for our kernels."""
+    for m, c_in, c_out, density in ((2, 3, 2, 0.5), (40, 64, 96, 0.02)):
+        x, dy = (numbers(rng, (m, c), dtype, False) for c in (c_in, c_out))
+        mask = torch.from_numpy(rng.random((c_out, c_in)) < density)
+        both = dict(weight=numbers(rng, (c_out, c_in), dtype, False), mask=mask)
+        yield "masked_linear", dict(x=x, **both, bias=numbers(rng, (c_out,), dtype, False))
+        yield "masked_linear_input_grad", dict(dy=dy, **both)
+        yield "masked_linear_weight_grad", dict(dy=dy, x=x, mask=mask)
 
 
 def n_elements(args: dict) -> int:
@@ -234,6 +246,13 @@ def gradient_cases(rng):
     )
     mask = torch.from_numpy(rng.random((9, 6, 3, 3)) < 0.3)
     walk = (1, 1), (1, 0), (1, 1), (1, 1), 1
+    kept = weight_mask(rng, (7, 6), "random")
+    yield (
+        "masked_linear",
+        lambda x, w, b: OP.masked_linear(x, w, kept, b),
+        (f64(5, 6), f64(7, 6), f64(7)),
+        lambda x, w, b: _autograd_spmm.masked_linear(x, w, kept, b),
+    )
     yield (
         "masked_dense_conv",
         lambda x, w, b: OP.masked_dense_conv(x, w, mask, b, *walk),

@@ -216,11 +216,11 @@ def test_autocast_rounds_operands_as_torch_does(kernels):
 # ------------------------------------------------------------------ what is wrong
 def test_masks_are_checked():
     x, weight, mask, _ = table.operands(ORDINARY, torch.float32)
-    with pytest.raises(TypeError, match="masked_conv2d: mask must be a bool Tensor, got torch.fl"):
+    with pytest.raises(TypeError, match="masked_conv2d: mask must be a strided tensor of"):
         masked_conv(2, x, weight, mask.float())
-    with pytest.raises(TypeError, match="got None"):
+    with pytest.raises(TypeError, match="got NoneType"):
         masked_conv(2, x, weight, None)
-    with pytest.raises(ValueError, match="mask must have the weight's shape"):
+    with pytest.raises(ValueError, match="mask must have the shape of the weight"):
         masked_conv(2, x, weight, mask[:4])
 
 

@@ -268,7 +268,7 @@ def test_masks_made_by_torch():
     net.eval()
     want = net(x)
     assert ds.prune.from_torch_prune_(net) is net
-    assert torch.equal(net(x), want)
+    torch.testing.assert_close(net(x), want)  # perhaps by other kernels
     masks = ds.prune.masks(net)
     assert set(masks) == set(wanted) and type(net.again) is nn.Linear
     for name, mask in wanted.items():

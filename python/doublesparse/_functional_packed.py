@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import _packed_forms as _forms
 from ._autograd import wanted
 from ._autograd_masked_conv import FrozenConv
 from ._autograd_spmm import packed_input_grad, packed_linear, sampled_product
 from ._functional_conv import conv1d, conv2d, conv3d, conv4d
 from ._functional_masked_conv import geometry_of
 from ._masked_conv import takes_kernel
-from ._packed_forms import takes_tile_conv, tile_conv
 from ._packed_weight import PackedWeight
 from ._spmm_costs import counts_of, runs_packed
 from ._torch_compat import traced
@@ -149,6 +149,8 @@ def _product(x: Tensor, packed: PackedWeight, bias: Tensor | None) -> Tensor:
         dtype = torch.get_autocast_dtype("cpu")
         with torch.autocast("cpu", enabled=False):
             return _product(x.to(dtype), packed, bias if bias is None else bias.to(dtype))
+    if traced(x):
+        return _forms.traced_product(x, packed, bias)
     c_out, c_in = packed.shape
     if not runs_packed(counts_of(packed, x.numel() // max(1, c_in)), x.dtype):
         return F.linear(x, _weight(packed, x), bias)
@@ -242,8 +244,8 @@ def _frozen_conv(
     if g is None:  # torch refuses it
         return None
     groups = g.groups
-    if x.dim() == n_axes + 2 and takes_tile_conv(packed, x, g):
-        return tile_conv(packed, x, g, bias)
+    if x.dim() == n_axes + 2 and _forms.takes_tile_conv(packed, x, g):
+        return _forms.tile_conv(packed, x, g, bias)
     key = "conv", groups, x.dtype
     frozen: FrozenConv | None = packed._forms.get(key)
     if frozen is None:

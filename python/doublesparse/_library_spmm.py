@@ -27,11 +27,21 @@ SCHEMAS = {
 }
 
 
-def _run_spmm(x: Tensor, *args: Any) -> Tensor:
-    *sums, bits = args[6:]
-    starts, columns, n_rows, n_columns, block, unit = args[:6]
-    tiles = ops.Tiles(starts, columns, n_rows, n_columns, block, unit, bits)
-    return ops.spmm(x, tiles, *sums)
+def _run_spmm(
+    x: Tensor,
+    starts: Tensor,
+    columns: Tensor,
+    n_rows: int,
+    n_columns: int,
+    block_columns: int,
+    unit_rows: int,
+    values: Tensor,
+    bias: Tensor | None = None,
+    scales: Tensor | None = None,
+    bits: Tensor | None = None,
+) -> Tensor:
+    tiles = ops.Tiles(starts, columns, n_rows, n_columns, block_columns, unit_rows, bits)
+    return ops.spmm(x, tiles, values, bias, scales)
 
 
 def _run_sddmm(dy: Tensor, x: Tensor, *tiles: Any) -> Tensor:

@@ -7,8 +7,10 @@ The forward form holds the values in the tiles' order; the canonical tensors, th
 from __future__ import annotations
 
 from threading import Lock
+from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from . import _C, ops
@@ -48,17 +50,19 @@ class Form:
 
     def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """`x @ W.T + bias`: (m, n_rows), the dtype of x."""
-        values = self.values
-        if on_matrix_tiles(x.dtype, values.dtype):
+        if on_matrix_tiles(x.dtype, self.values.dtype):
             return ops.tile_spmm(x, self._on_tiles(), bias)
-        if x.dtype == torch.float64 and values.dtype != torch.float64:
-            values = self._wide(x.dtype)
-        elif x.dtype != torch.float64 and values.dtype == torch.float64:
-            values = values.float()
-        scales = None
-        if values.dtype == torch.int8 and self.scales is not None:
-            scales = self.scales.float()
+        values, scales = self.operands(x.dtype)
         return ops.spmm(x, self.tiles, values, bias, scales)
+
+    def operands(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+        """Values that go with activations of this dtype, and their scales."""
+        values, scales = self.values, self.scales
+        if dtype == torch.float64 and values.dtype != torch.float64:
+            return self._wide(dtype), None
+        if dtype != torch.float64 and values.dtype == torch.float64:
+            return values.float(), None
+        return values, scales if scales is None else scales.float()
 
     def _on_tiles(self) -> _C.TileBlocks:
         """In blocks of 32 x 32, for matrix tiles; built on first use."""
@@ -114,17 +118,33 @@ class Forms:
         return self._backward
 
 
+# ------------------------------------------------------------------ in traced graphs
 @torch.compiler.assume_constant_result
-def traced_operands(packed: PackedWeight) -> list[Tensor | int | None]:
-    """For a traced graph, which holds them as constants: what `ops.spmm` reads, tiles unfolded."""
+def _constants(packed: PackedWeight, dtype: torch.dtype) -> list[Any]:
+    """What the operator `spmm` reads beside x and bias."""
     form = forms_of(packed).forward
-    t, values = form.tiles, form.values
-    if values.dtype == torch.float64:
-        scales = None
-    else:
-        scales = None if form.scales is None else form.scales.float()
+    t, (values, scales) = form.tiles, form.operands(dtype)
     sizes = [t.n_rows, t.n_columns, t.block_columns, t.unit_rows]
     return [t.starts, t.columns, *sizes, values, scales, t.bits]
+
+
+@torch.compiler.assume_constant_result
+def traced_weight(packed: PackedWeight, dtype: torch.dtype) -> Tensor:
+    """The dense weight as a constant of a traced graph."""
+    return packed.unpack().to(dtype)
+
+
+def traced_product(x: Tensor, packed: PackedWeight, bias: Tensor | None) -> Tensor:
+    """`x @ W.T + bias` in a graph; the weight is a constant of it, dense where gradients go by."""
+    needed = [t for t in (x, bias) if t is not None and t.requires_grad]
+    if torch.is_grad_enabled() and needed:
+        return F.linear(x, traced_weight(packed, x.dtype), bias)
+    *tiles, values, scales, bits = _constants(packed, x.dtype)
+    if bias is not None and x.dtype != torch.float64:
+        bias = bias.float()
+    rows = x.reshape(-1, x.shape[-1]).contiguous()
+    y = torch.ops.doublesparse.spmm(rows, *tiles, values, bias, scales, bits)
+    return cast("Tensor", y).view(*x.shape[:-1], y.shape[-1])
 
 
 def forms_of(packed: PackedWeight) -> Forms:

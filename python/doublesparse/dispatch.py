@@ -39,6 +39,7 @@ from ._channels_last import (
     through,
     with_dims,
 )
+from ._convolution import convolution
 from ._elementwise import in_place, refuse
 from ._precision import widened
 from ._torch_compat import keep_eager
@@ -387,7 +388,8 @@ def _refuse_the_rest(view: type, why: str) -> None:
 
 
 # ------------------------------------------------------------------ torch.compile
-_TRACEABLE = ("dim", "size", "__bool__", "__hash__", "__len__")
+_OF_WEIGHTS = ("masked_linear", "masked_conv1d", "masked_conv2d", "masked_conv3d", "spmm", "spmm_t")
+_TRACEABLE = ("dim", "size", "__bool__", "__hash__", "__len__", *_OF_WEIGHTS)
 
 
 def _keep_eager() -> None:
@@ -396,7 +398,7 @@ def _keep_eager() -> None:
     methods = [getattr(f, "__func__", f) for f in own]
     public = [getattr(functional, name) for name in functional.__all__]
     ours = [f for f in (*methods, *public) if isinstance(f, FunctionType)]
-    keep_eager(*(f for f in ours if f.__name__ not in _TRACEABLE))
+    keep_eager(convolution, *(f for f in ours if f.__name__ not in _TRACEABLE))
 
 
 _elementwise_functions()
