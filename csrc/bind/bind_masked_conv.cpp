@@ -180,12 +180,13 @@ struct Call {
     for (int a = 0; a < kAxes; ++a) positions *= static_cast<double>(m.lanes[a] + phases.reach[a]);
     const Tiles& w = tiles.tiles();
     int64_t size = -1;
+    const int64_t n_entries = w.starts[w.n_blocks() * w.n_units()];
     if (positions < 0x1p45 && c_in * m.n_taps < INT64_C(1) << 31)
       size = dtype == DType::kFloat64
                  ? masked_conv_workspace<double>(m, batch, c_in, w.n_rows, groups, w.block_columns,
-                                                 gradient, n_threads)
+                                                 n_entries, gradient, n_threads)
                  : masked_conv_workspace<float>(m, batch, c_in, w.n_rows, groups, w.block_columns,
-                                                gradient, n_threads);
+                                                n_entries, gradient, n_threads);
     if (size < 0)
       throw py::value_error(std::string(check.operation) +
                             ": images are too large for 32-bit offsets within a block of columns");

@@ -154,9 +154,3 @@ def packed_input_grad(dy: Tensor, packed: PackedWeight) -> Tensor:
         out: Tensor = _apply_packed_input_grad(dy, packed)
         return out
     return forms_of(packed).backward.product(dy, None)
-
-
-def sampled_product(dy: Tensor, x: Tensor, mask: Tensor) -> Tensor:
-    """`dy.T @ x` where the mask is, zeros elsewhere; no gradient."""
-    with torch.no_grad():
-        return masked_weight_grad(dy, x, mask)

@@ -13,12 +13,14 @@ from torch import Tensor
 from . import _packed_forms as _forms
 from ._autograd import wanted
 from ._autograd_masked_conv import FrozenConv
-from ._autograd_spmm import packed_input_grad, packed_linear, sampled_product
+from ._autograd_spmm import packed_input_grad, packed_linear
 from ._functional_conv import conv1d, conv2d, conv3d, conv4d
 from ._functional_masked_conv import geometry_of
 from ._masked_conv import takes_kernel
 from ._packed_weight import PackedWeight
+from ._patterns import Pattern, Unstructured
 from ._spmm_costs import counts_of, runs_packed
+from ._structure import of_matrix
 from ._torch_compat import traced
 from .tensor import SparseTensor
 
@@ -117,31 +119,34 @@ def sddmm(dy: Tensor, x: Tensor, mask_or_packed: Tensor | PackedWeight) -> Packe
     _check_operand("sddmm", "x", x)
     if dy.dtype != x.dtype:
         raise TypeError(f"sddmm: dy must be {x.dtype} like x, got {dy.dtype}; convert one of them")
+    pattern: Pattern = Unstructured()
     if isinstance(mask_or_packed, PackedWeight):
         _check_packed("sddmm", mask_or_packed, 2)
-        mask, pattern = mask_or_packed.mask(), mask_or_packed.pattern
-    elif isinstance(mask_or_packed, Tensor) and mask_or_packed.dtype == torch.bool:
-        mask, pattern = mask_or_packed, None
-    else:
+        pattern = mask_or_packed.pattern
+    elif not isinstance(mask_or_packed, Tensor) or mask_or_packed.dtype != torch.bool:
         got = getattr(mask_or_packed, "dtype", type(mask_or_packed).__name__)
         raise TypeError(
             f"sddmm: mask_or_packed must be a bool Tensor or a PackedWeight, got {got}; "
             "use weight != 0"
         )
-    if mask.dim() != 2:
+    shape = mask_or_packed.shape
+    if len(shape) != 2:
         raise ValueError(
-            f"sddmm: mask_or_packed must be (c_out, c_in), got {tuple(mask.shape)}; reshape it"
+            f"sddmm: mask_or_packed must be (c_out, c_in), got {tuple(shape)}; reshape it"
         )
-    _check_last("sddmm", "dy", dy, mask.shape[0])
-    _check_last("sddmm", "x", x, mask.shape[1])
+    _check_last("sddmm", "dy", dy, shape[0])
+    _check_last("sddmm", "x", x, shape[1])
     if dy.shape[:-1] != x.shape[:-1]:
         raise ValueError(
             f"sddmm: dy must have the leading axes of x {tuple(x.shape[:-1])}, got "
             f"{tuple(dy.shape[:-1])}; pass what spmm's output got as a gradient"
         )
-    dy, x = dy.reshape(-1, dy.shape[-1]).contiguous(), x.reshape(-1, x.shape[-1]).contiguous()
-    product = sampled_product(dy.detach(), x.detach(), mask)
-    return PackedWeight.pack(product, mask, pattern)
+    if isinstance(mask_or_packed, PackedWeight):
+        tiles = _forms.forms_of(mask_or_packed).sampled
+    else:
+        tiles = of_matrix(mask_or_packed).sampled.tiles
+    dy, x = dy.detach().reshape(-1, shape[0]), x.detach().reshape(-1, shape[1])
+    return _forms.sampled(dy.contiguous(), x.contiguous(), tiles, pattern)
 
 
 def _product(x: Tensor, packed: PackedWeight, bias: Tensor | None) -> Tensor:

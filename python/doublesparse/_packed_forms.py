@@ -16,7 +16,7 @@ from torch import Tensor
 from . import _C, ops
 from ._masked_conv import Geometry
 from ._packed_weight import PackedWeight
-from ._patterns import Block
+from ._patterns import Block, Pattern
 from ._spmm_costs import BITMASK_DENSITY, on_matrix_tiles
 from ._structure import Structure, index_of_tiles, unit_rows_of
 
@@ -94,16 +94,19 @@ class Form:
 class Forms:
     """The forward form of a packed weight, and that of its transpose where gradients want it."""
 
-    def __init__(self, packed: PackedWeight) -> None:
-        matrix, keep, scales = packed.stored_matrix()
-        unit = unit_rows_of(keep)
-        bitmask = takes_bitmask(packed, unit)
-        structure = Structure(keep, unit, bitmask)
-        values = matrix.reshape(-1).index_select(0, structure.index)
-        if bitmask:
-            values = torch.nn.functional.pad(values, (0, BITMASK_PADDING))
-        self.forward = Form(structure.tiles, values, scales)
+    def __init__(self, forward: Form) -> None:
+        self.forward = forward
         self._backward: Form | None = None
+        self._sampled: _C.Tiles | None = None
+
+    @property
+    def sampled(self) -> _C.Tiles:
+        """Tiles of the same entries in units of one row, in which a gradient is sampled."""
+        if self._sampled is None:
+            tiles = self.forward.tiles
+            plain = tiles.unit_rows == 1
+            self._sampled = tiles if plain else Structure(self.forward.dense()[1]).tiles
+        return self._sampled
 
     @property
     def backward(self) -> Form:
@@ -116,6 +119,25 @@ class Forms:
             structure = Structure(keep, unit_rows_of(keep))
             self._backward = Form(structure.tiles, matrix.view(-1)[structure.index], None)
         return self._backward
+
+
+def _forward_form(packed: PackedWeight) -> Form:
+    matrix, keep, scales = packed.stored_matrix()
+    unit = unit_rows_of(keep)
+    bitmask = takes_bitmask(packed, unit)
+    structure = Structure(keep, unit, bitmask)
+    values = matrix.reshape(-1).index_select(0, structure.index)
+    if bitmask:
+        values = F.pad(values, (0, BITMASK_PADDING))
+    return Form(structure.tiles, values, scales)
+
+
+def sampled(dy: Tensor, x: Tensor, tiles: _C.Tiles, pattern: Pattern) -> PackedWeight:
+    """`dy.T @ x` at the entries of tiles with units of one row: dy (m, c_out), x (m, c_in)."""
+    form = Form(tiles, ops.sddmm(dy, x, tiles).to(x.dtype), None)
+    packed = PackedWeight.of_form((tiles.n_rows, tiles.n_columns), pattern, form)
+    packed._forms["spmm"] = Forms(form)
+    return packed
 
 
 # ------------------------------------------------------------------ in traced graphs
@@ -154,7 +176,7 @@ def forms_of(packed: PackedWeight) -> Forms:
         with _lock:
             found = packed._forms.get("spmm")
             if found is None:
-                found = Forms(packed)
+                found = Forms(_forward_form(packed))
                 packed.keep_form(found.forward)
                 packed._forms["spmm"] = found
     return found

@@ -51,7 +51,7 @@ class PackedWeight:
     _layout: Layout
     _tensors: dict[str, Tensor]  # without "values" where a kernel's form holds them: `keep_form`
     _forms: dict[Any, Any]  # what kernels made of it: neither copied, pickled nor compared
-    _nbytes: int
+    _nbytes: int | None  # None: nobody asked yet
 
     def __init__(self) -> None:
         raise TypeError(
@@ -66,6 +66,15 @@ class PackedWeight:
         slots = {"_layout": layout, "_tensors": tensors, "_forms": {}, "_nbytes": nbytes}
         for name, value in slots.items():
             object.__setattr__(packed, name, value)
+        return packed
+
+    @classmethod
+    def of_form(cls, shape: tuple[int, ...], pattern: Pattern, form: Any) -> PackedWeight:
+        """For kernels: the packed weight whose kept values are in a form; see `keep_form`."""
+        layout = Layout(shape, pattern, form.values.dtype, len(form.values))
+        packed = cls._of(layout, {"meta": layout.meta()})
+        object.__setattr__(packed, "_nbytes", None)
+        packed.keep_form(form)
         return packed
 
     def __setattr__(self, name: str, value: Any) -> NoReturn:
@@ -231,7 +240,10 @@ class PackedWeight:
     @property
     def nbytes(self) -> int:
         """Bytes of what `tensors` returns."""
-        return self._nbytes
+        if self._nbytes is None:
+            nbytes = sum(t.numel() * t.element_size() for t in self.tensors().values())
+            object.__setattr__(self, "_nbytes", nbytes)
+        return self._nbytes or 0
 
     @property
     def scales(self) -> Tensor | None:

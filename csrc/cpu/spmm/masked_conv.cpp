@@ -69,10 +69,10 @@ struct Parts {
 
 template <class T>
 Parts<T> parts_of(const Cut<T>& cut, int64_t c_in, int64_t c_out, int64_t groups,
-                  int64_t block_columns, bool gradient, int n_threads) {
+                  int64_t block_columns, int64_t n_entries, bool gradient, int n_threads) {
   Parts<T> parts;
   const int64_t n_columns = c_in / groups * cut.map.n_taps;
-  parts.offsets = padded(ceil_div(n_columns * 4, sizeof(T)));
+  parts.offsets = padded(ceil_div((n_columns + n_entries) * 4, sizeof(T)));
   const int64_t block_channels =
       std::min(ceil_div(block_columns, cut.map.n_taps) + 1, c_in / groups);
   for (const Batch& batch : cut.batches) {
@@ -88,6 +88,19 @@ Parts<T> parts_of(const Cut<T>& cut, int64_t c_in, int64_t c_out, int64_t groups
   return parts;
 }
 
+int64_t entries_of(const Tiles& w) {
+  return w.starts[w.n_blocks() * w.n_units()];
+}
+
+// The columns' places, for every entry: the kernels load one number an entry, not two.
+void place_entries(const Tiles& w, const int32_t* of_column, int n_threads, int32_t* places) {
+  parallel_for(w.n_blocks(), n_threads, [&](int64_t b) {
+    const int32_t* of_block = of_column + b * w.block_columns;
+    for (int64_t j = w.starts[b * w.n_units()]; j < w.starts[(b + 1) * w.n_units()]; ++j)
+      places[j] = of_block[w.columns[j]];
+  });
+}
+
 // What is there while one band of some images is worked on.
 template <class T>
 struct Band {
@@ -95,7 +108,7 @@ struct Band {
   Runs runs;
   int64_t b, n_images;
   const T* panel;
-  const int32_t* offset;
+  const int32_t* places;  // of every entry, from its block's first channel
   T* tiles;
 };
 
@@ -103,16 +116,18 @@ struct Band {
 template <class T, class Args, class F>
 void for_bands(const Args& a, int64_t c_out, bool gradient, int n_threads, const F& f) {
   const Cut<T> cut = cut_of<T>(a.map, a.x.batch, a.x.channels);
-  const Parts<T> parts =
-      parts_of(cut, a.x.channels, c_out, a.groups, a.tiles.block_columns, gradient, n_threads);
+  const Parts<T> parts = parts_of(cut, a.x.channels, c_out, a.groups, a.tiles.block_columns,
+                                  entries_of(a.tiles), gradient, n_threads);
   T* panel = a.workspace;
   int32_t* offset = reinterpret_cast<int32_t*>(panel + parts.panel);
+  int32_t* places = offset + a.tiles.n_columns;
   T* tiles = panel + parts.panel + parts.offsets;
   bool first = true;
   for (const Batch& batch : cut.batches)
     for (int64_t begin = 0; begin < a.map.lanes[band_axis_of(a.map)]; begin += cut.band) {
       const PanelShape s = cut.shape(batch.images, begin);
       column_offsets(a.map, cut.phases, s, a.tiles.n_columns, a.tiles.block_columns, offset);
+      place_entries(a.tiles, offset, n_threads, places);
       std::memset(panel + s.plane * a.x.channels, 0, cut.n_lanes * sizeof(T));
       for (int64_t b = batch.begin; b < batch.end; b += batch.images) {
         const int64_t n_images = std::min(batch.images, batch.end - b);
@@ -120,7 +135,7 @@ void for_bands(const Args& a, int64_t c_out, bool gradient, int n_threads, const
           fill_images(a.x, a.map, cut.phases, s, b, n_images, job * kFillChannels,
                       std::min(a.x.channels, (job + 1) * kFillChannels), panel);
         });
-        f(Band<T>{s, runs_of(s, cut.n_lanes), b, n_images, panel, offset, tiles}, first);
+        f(Band<T>{s, runs_of(s, cut.n_lanes), b, n_images, panel, places, tiles}, first);
         first = false;
       }
     }
@@ -140,10 +155,11 @@ void for_groups(int64_t begin, int64_t end, int64_t units, const F& f) {
 
 template <class T>
 int64_t masked_conv_workspace(const LaneMap& map, int64_t batch, int64_t c_in, int64_t c_out,
-                              int64_t groups, int64_t block_columns, bool gradient, int n_threads) {
+                              int64_t groups, int64_t block_columns, int64_t n_entries,
+                              bool gradient, int n_threads) {
   const Cut<T> cut = cut_of<T>(map, batch, c_in);
-  const Parts<T> parts =
-      parts_of(cut, c_in, c_out, groups, block_columns, gradient, std::max(1, n_threads));
+  const Parts<T> parts = parts_of(cut, c_in, c_out, groups, block_columns, n_entries, gradient,
+                                  std::max(1, n_threads));
   if (parts.most_distance >= INT32_MAX) return -1;
   return parts.panel + parts.offsets + parts.tiles;
 }
@@ -179,7 +195,7 @@ void masked_conv(const MaskedConvArgs<T>& a, int n_threads) {
           const int64_t column = block * a.tiles.block_columns;
           t.starts = a.tiles.starts + block * n_units;
           t.x = x + (g * c_in + column / a.map.n_taps) * band.shape.plane;
-          t.offset = band.offset + column;
+          t.places = band.places;
           t.first = block == 0;
           t.bias = t.first ? a.bias : nullptr;
           kernels<T>().spmm.spmm_tile(t);
@@ -218,7 +234,7 @@ void masked_conv_weight_grad(const MaskedConvGradArgs<T>& a, int n_threads) {
       t.starts = a.tiles.starts + job / n_parts * n_rows;
       t.columns = a.tiles.columns;
       t.values = a.values;
-      t.offset = band.offset + column;
+      t.places = band.places;
       for (int64_t i = 0; i < band.runs.count(); ++i) {
         const int64_t tile = i % band.runs.tiles, run = i / band.runs.tiles;
         const int64_t v = band.runs.begin(tile);
@@ -240,7 +256,7 @@ void masked_conv_weight_grad(const MaskedConvGradArgs<T>& a, int n_threads) {
 
 #define DS_INSTANTIATE(T)                                                                       \
   template int64_t masked_conv_workspace<T>(const LaneMap&, int64_t, int64_t, int64_t, int64_t, \
-                                            int64_t, bool, int);                                \
+                                            int64_t, int64_t, bool, int);                       \
   template void masked_conv<T>(const MaskedConvArgs<T>&, int);                                  \
   template void masked_conv_weight_grad<T>(const MaskedConvGradArgs<T>&, int);
 DS_INSTANTIATE(float)

@@ -39,7 +39,8 @@ struct MaskedConvGradArgs {
 // block's columns lie further apart than 32-bit offsets reach.
 template <class T>
 int64_t masked_conv_workspace(const LaneMap& map, int64_t batch, int64_t c_in, int64_t c_out,
-                              int64_t groups, int64_t block_columns, bool gradient, int n_threads);
+                              int64_t groups, int64_t block_columns, int64_t n_entries,
+                              bool gradient, int n_threads);
 
 template <class T>
 void masked_conv(const MaskedConvArgs<T>& args, int n_threads);

@@ -41,7 +41,7 @@ void sddmm(const SddmmArgs<T, S>& a, int n_threads) {
       SddmmTile<T> t;
       t.columns = w.columns;
       t.values = a.values;
-      t.offset = nullptr;
+      t.places = nullptr;
       t.ldx = width;
       t.ldy = width;
       t.unit_begin = chunk * kChunkRows;

@@ -41,13 +41,13 @@ template <class T>
 }
 
 // The dot products of entries [j, j + count), of which the first kLanes (count clamped) are done.
-template <class T, int R, bool kTable>
+template <class T, int R, bool kPlaces>
 [[gnu::always_inline]] inline Vec<T> dots(const SddmmTile<T>& t, const Vec<T> (&dy)[R], int64_t j,
                                           int64_t last) {
   Vec<T> sums[kLanes<T>];
 #pragma GCC unroll 16
   for (int i = 0; i < kLanes<T>; ++i) {
-    const T* x = t.x + place<kTable>(t, least(j + i, last));
+    const T* x = t.x + place<kPlaces>(t, least(j + i, last));
     sums[i] = Vec<T>{};
 #pragma GCC unroll 4
     for (int v = 0; v < R; ++v) sums[i] = fma(dy[v], load(x + v * kLanes<T>), sums[i]);
@@ -55,7 +55,7 @@ template <class T, int R, bool kTable>
   return sums_of<T>(sums);
 }
 
-template <class T, int R, bool kTable>
+template <class T, int R, bool kPlaces>
 void sample_segments(const SddmmTile<T>& t) {
   for (int64_t row = t.unit_begin; row < t.unit_end; ++row) {
     const int64_t end = t.starts[row + 1];
@@ -64,12 +64,12 @@ void sample_segments(const SddmmTile<T>& t) {
     for (int v = 0; v < R; ++v) dy[v] = load(t.dy + row * t.ldy + v * kLanes<T>);
     int64_t j = t.starts[row];
     for (; j + kLanes<T> <= end; j += kLanes<T>) {
-      const Vec<T> sum = dots<T, R, kTable>(t, dy, j, end - 1);
+      const Vec<T> sum = dots<T, R, kPlaces>(t, dy, j, end - 1);
       store(t.values + j, t.first ? sum : load(t.values + j) + sum);
     }
     if (j == end) continue;
     T rest[kLanes<T>];
-    store(rest, dots<T, R, kTable>(t, dy, j, end - 1));
+    store(rest, dots<T, R, kPlaces>(t, dy, j, end - 1));
     for (int i = 0; j + i < end; ++i)
       t.values[j + i] = t.first ? rest[i] : t.values[j + i] + rest[i];
   }
@@ -77,7 +77,7 @@ void sample_segments(const SddmmTile<T>& t) {
 
 template <class T, int R>
 void sample_rows(const SddmmTile<T>& t) {
-  if (t.offset)
+  if (t.places)
     sample_segments<T, R, true>(t);
   else
     sample_segments<T, R, false>(t);

@@ -7,8 +7,8 @@ namespace ds {
 namespace {
 
 // A job multiplies kGroupPanels panels with kChunkRows rows of W, block after block: its part of W
-// in a block is read once for all panels, its sums (kChunkRows x 4 panels) stay in L2.
-constexpr int64_t kGroupPanels = 4;
+// in a block is read once for all panels. Panels and sums are to stay in L2.
+constexpr int64_t kGroupPanels = 4, kGroupBytes = 256 * 1024;
 constexpr int64_t kChunkRows = 256, kLeastChunkRows = 32;
 // Up to here rows of activations go one by one: a vector of lanes would be mostly empty.
 constexpr int64_t kSingleRows = 2;
@@ -22,7 +22,9 @@ Plan plan_of(const Tiles& w, int64_t m, int n_threads) {
   Plan p;
   p.width = narrow_width<T>(m);
   p.n_panels = ceil_div(m, p.width);
-  p.group_panels = std::min(kGroupPanels, std::max<int64_t>(p.n_panels, 1));
+  const int64_t panel_bytes = w.n_columns * p.width * static_cast<int64_t>(sizeof(T));
+  p.group_panels = std::clamp<int64_t>(kGroupBytes / std::max<int64_t>(panel_bytes, 1), 1,
+                                       std::clamp<int64_t>(p.n_panels, 1, kGroupPanels));
   p.n_groups = ceil_div(p.n_panels, p.group_panels);
   p.wave_groups = std::clamp<int64_t>(p.n_groups, 1, n_threads);
   // few panels and many threads: shorter chunks (they change no bits)
@@ -58,7 +60,7 @@ struct Multiply {
     T* values = sums + p.chunk_rows * p.group_panels * p.width;
     SpmmTile<T> t;
     t.columns = w.columns;
-    t.offset = nullptr;
+    t.places = nullptr;
     t.ldx = p.width;
     t.ldy = p.width;
     t.bias = a.bias;

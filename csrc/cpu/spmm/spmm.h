@@ -32,18 +32,17 @@ struct Tiles {
 };
 
 // One block of columns against one panel, for units [unit_begin, unit_end):
-// y[row] (+)= sum over the segment of value * x[offset[column]], lanes [0, vectors * kLanes). Where
-// `offset` is null, it is column * ldx: one load less an entry, a tenth of the time.
-// A row's sum runs in 8 / vectors chains (entry i of a segment in chain i mod chains), added up in
-// a fixed order at the end of the segment.
+// y[row] (+)= sum over the segment of value * x[place], lanes [0, vectors * kLanes). An entry's
+// place is column * ldx, or places[entry] where that is not null (a convolution). A row's sum runs
+// in 8 / vectors chains (entry i of a segment in chain i mod chains), added up in a fixed order at
+// the end of the segment.
 template <class T>
 struct SpmmTile {
   const int64_t* starts;  // of this block: (n_units + 1)
   const uint16_t* columns;
-  const T* values;  // entry 0 of the matrix
-  const T* x;       // first lane of the panel's block
-  const int32_t*
-      offset;  // (block_columns): where a column's lanes begin, in elements from x, or null
+  const T* values;        // entry 0 of the matrix
+  const T* x;             // first lane of the panel's block
+  const int32_t* places;  // (n_entries) or null: where an entry's lanes begin, from x
   int64_t ldx;
   T* y;  // row 0: (n_rows, ldy), aligned to a vector
   int64_t ldy;
@@ -66,14 +65,14 @@ struct SpmvTile {
   bool first;
 };
 
-// values[i] (+)= sum over lanes of dy[row] * x[offset[column i]]; unit_rows == 1.
+// values[i] (+)= sum over lanes of dy[row] * x[place of i]; unit_rows == 1.
 template <class T>
 struct SddmmTile {
   const int64_t* starts;
   const uint16_t* columns;
   T* values;
   const T* x;
-  const int32_t* offset;  // or null: column * ldx
+  const int32_t* places;  // (n_entries) or null: where an entry's lanes begin, from x
   int64_t ldx;
   const T* dy;  // row 0: (n_rows, ldy)
   int64_t ldy;

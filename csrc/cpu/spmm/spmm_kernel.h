@@ -17,10 +17,10 @@ namespace {
 
 constexpr int kChains = 8;
 // Where a column's lanes begin.
-template <bool kTable, class Tile>
+template <bool kPlaces, class Tile>
 [[gnu::always_inline]] inline int64_t place(const Tile& t, int64_t entry) {
-  if constexpr (kTable)
-    return t.offset[t.columns[entry]];
+  if constexpr (kPlaces)
+    return t.places[entry];
   else
     return t.columns[entry] * t.ldx;
 }
@@ -39,7 +39,7 @@ template <class T, int R>
 }
 
 // One row's segment [j, end) against R vectors of lanes, in U chains.
-template <class T, int R, int U, bool kTable>
+template <class T, int R, int U, bool kPlaces>
 [[gnu::always_inline]] inline void multiply_segment(const SpmmTile<T>& t, int64_t row, int64_t j,
                                                     int64_t end) {
   T* y = t.y + row * t.ldy;
@@ -53,14 +53,14 @@ template <class T, int R, int U, bool kTable>
 #pragma GCC unroll 8
     for (int u = 0; u < U; ++u) {
       const Vec<T> w = splat(t.values[j + u]);
-      const T* x = t.x + place<kTable>(t, j + u);
+      const T* x = t.x + place<kPlaces>(t, j + u);
 #pragma GCC unroll 4
       for (int v = 0; v < R; ++v) acc[u][v] = fma(w, load(x + v * kLanes<T>), acc[u][v]);
     }
   }
   for (; j < end; ++j) {
     const Vec<T> w = splat(t.values[j]);
-    const T* x = t.x + place<kTable>(t, j);
+    const T* x = t.x + place<kPlaces>(t, j);
 #pragma GCC unroll 4
     for (int v = 0; v < R; ++v) acc[0][v] = fma(w, load(x + v * kLanes<T>), acc[0][v]);
   }
@@ -74,17 +74,17 @@ template <class T, int R, int U, bool kTable>
   for (int v = 0; v < R; ++v) store(y + v * kLanes<T>, acc[0][v]);
 }
 
-template <class T, int R, int U, bool kTable>
+template <class T, int R, int U, bool kPlaces>
 void multiply_segments(const SpmmTile<T>& t) {
   for (int64_t row = t.unit_begin; row < t.unit_end; ++row) {
     const int64_t begin = t.starts[row], end = t.starts[row + 1];
-    if (begin < end || t.first) multiply_segment<T, R, U, kTable>(t, row, begin, end);
+    if (begin < end || t.first) multiply_segment<T, R, U, kPlaces>(t, row, begin, end);
   }
 }
 
 template <class T, int R, int U>
 void multiply_rows_of(const SpmmTile<T>& t) {
-  if (t.offset)
+  if (t.places)
     multiply_segments<T, R, U, true>(t);
   else
     multiply_segments<T, R, U, false>(t);
@@ -101,7 +101,7 @@ template <class T, int R, int V>
     start_lanes<T, V>(acc[r], t.y + (row + r) * t.ldy, t.bias ? t.bias + row + r : nullptr,
                       t.first);
   for (int64_t j = begin; j < end; ++j) {
-    const T* x = t.x + (t.offset ? t.offset[t.columns[j]] : t.columns[j] * t.ldx);
+    const T* x = t.x + (t.places ? t.places[j] : t.columns[j] * t.ldx);
     const T* w = values + j * t.unit_rows;
     Vec<T> a[R];  // R of them and one vector of lanes at a time: 12 + 3 + 1 registers
 #pragma GCC unroll 4

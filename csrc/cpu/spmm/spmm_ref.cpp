@@ -6,7 +6,7 @@ namespace {
 
 template <class Tile>
 int64_t place(const Tile& t, int64_t entry) {
-  return t.offset ? t.offset[t.columns[entry]] : t.columns[entry] * t.ldx;
+  return t.places ? t.places[entry] : t.columns[entry] * t.ldx;
 }
 
 }  // namespace

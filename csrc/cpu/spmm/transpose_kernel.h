@@ -62,9 +62,16 @@ void rows_to_panel(const T* x, int64_t ldx, int64_t rows, int64_t columns, T* pa
                    int64_t width) {
   const int64_t whole_rows = rows - rows % kLanes<T>;
   const int64_t whole_columns = columns - columns % kLanes<T>;
-  for (int64_t c = 0; c < whole_columns; c += kLanes<T>)
-    for (int64_t r = 0; r < whole_rows; r += kLanes<T>)
-      move_square(x + r * ldx + c, ldx, panel + c * width + r, width);
+  // A cache line of every row at a time, the next ones on their way: rows lie a power of two apart
+  // in memory, often, so that few of their lines stay in L1, and no hardware follows 32 of them.
+  constexpr int64_t kLine = 64 / sizeof(T), kAhead = 4 * kLine;
+  for (int64_t line = 0; line < whole_columns; line += kLine)
+    for (int64_t r = 0; r < whole_rows; r += kLanes<T>) {
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes<T>; ++i) __builtin_prefetch(x + (r + i) * ldx + line + kAhead);
+      for (int64_t c = line; c < least(line + kLine, whole_columns); c += kLanes<T>)
+        move_square(x + r * ldx + c, ldx, panel + c * width + r, width);
+    }
   for (int64_t c = whole_columns; c < columns; ++c)
     for (int64_t r = 0; r < whole_rows; ++r) panel[c * width + r] = x[r * ldx + c];
   if (whole_rows == width) return;
