@@ -36,7 +36,7 @@ from torch import nn
 
 import doublesparse as ds
 import pruned_weights
-from doublesparse import info
+from doublesparse import _spmm_costs, info
 from doublesparse.bench import interleave, milliseconds
 from repeats import calls_for, per_call, repeated
 
@@ -223,8 +223,26 @@ def measured(cases: Sequence[Case], seconds: float) -> Iterator[Record]:
         yield measure(case)
 
 
+def product_of(record: Record) -> _spmm_costs.Product:
+    """A measured case in the package's words; a convolution is the product that it stands for."""
+    taps = max(1, record["kernel"] ** 2)
+    rows = record["m"] * max(1, record["size"] ** 2)
+    outputs, columns = record["n"], record["k"] * taps
+    unit = record["block_rows"]
+    if record["op"] == "spmm_t":
+        outputs, columns, unit = columns, outputs, record["block_columns"]
+    return _spmm_costs.Product(rows, columns, outputs, record["kept"], unit)
+
+
+def kind_of(record: Record, path: str) -> str:
+    """Which of the package's features and coefficients a case has."""
+    if path == "dense":
+        return "dense"
+    return "sampled" if record["op"] == "sddmm" else _spmm_costs.kind_of(product_of(record))
+
+
 def features(record: Record, path: str) -> dict[str, float]:
-    """What the cost of one way depends on.
+    """What the cost of one way depends on: the package's own counts.
 
     Args:
         record: a measured case.
@@ -233,27 +251,13 @@ def features(record: Record, path: str) -> dict[str, float]:
     Returns:
         Counts by name; the coefficient of each is in nanoseconds.
     """
-    taps = max(1, record["kernel"] ** 2)
-    rows = record["m"] * max(1, record["size"] ** 2)
-    weights = record["kept"] if path == "sparse" else record["n"] * record["k"] * taps
-    return {
-        "call": 1.0,
-        "mac": float(weights * rows),
-        "weight": float(weights),
-        "input": float(rows * record["k"]),
-        "output": float(rows * record["n"]),
-        # A kept run is begun once for each strip of 16 activations.
-        **({"strip": float(record["n"] * -(-rows // 16))} if path == "sparse" else {}),
-    }
+    return _spmm_costs.features(kind_of(record, path), product_of(record))
 
 
 def family(record: Record, path: str) -> str:
-    """Which coefficients a case uses: those of its operator and kind, or of the dense product."""
-    what = record["op"]
-    if what == "conv":
-        what += f"{record['kernel']}x{record['kernel']}"
-        what += "-channels_last" if record["channels_last"] else ""
-    return f"{what}/{record['kind']}" if path == "sparse" else f"{what}/dense"
+    """Which coefficients a case uses; convolutions have their own."""
+    kind = kind_of(record, path)
+    return f"conv-{kind}" if record["op"] == "conv" else kind
 
 
 def fit(records: Sequence[Record]) -> Costs:
@@ -357,7 +361,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     fitting.add_argument("--out", type=Path)
     judging = commands.add_parser("judge", help="choices on other measured times")
     judging.add_argument("cases", type=Path)
-    judging.add_argument("--costs", type=Path, required=True)
+    judging.add_argument("--costs", type=Path, help="of `fit`; the package's own otherwise")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     if args.command == "measure":
@@ -380,7 +384,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(name, ", ".join(f"{key} {ns:.4g} ns" for key, ns in coefficients.items()))
         print(judge(content["cases"], costs)[1])
         return 0
-    share, text = judge(content["cases"], json.loads(args.costs.read_text())["costs"])
+    costs = json.loads(args.costs.read_text())["costs"] if args.costs else _spmm_costs.shipped()
+    share, text = judge(content["cases"], costs)
     print(text)
     return 0 if share >= SHARE else 1
 

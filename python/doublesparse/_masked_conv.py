@@ -29,7 +29,7 @@ _CONVOLUTIONS: tuple[Callable[..., Tensor], ...] = (
     torch.conv2d,
     torch.conv3d,
 )
-_MOST_DENSITY = 0.4  # break-even: a kept weight costs about 2.5 times what it costs a dense kernel
+_MOST_DENSITY = 0.3  # break-even: a kept weight costs three times what it costs a dense kernel
 _LEAST_ROWS = 8  # output channels of a group: fewer do not pay for their panel
 _LEAST_COLUMNS = 32
 

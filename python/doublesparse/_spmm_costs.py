@@ -42,50 +42,33 @@ class Product(NamedTuple):
     unit: int = 1
 
 
-class Costs(NamedTuple):
-    """Costs in ns of one core.
+Costs = dict[str, dict[str, float]]
+"""Nanoseconds of one core: kind of product -> count of `features` -> cost of one."""
 
-    Attributes:
-        call: of a product; dense_call: of torch's.
-        mac: of a kept weight and a row; unit_mac: in units of several rows; dense_mac: torch's.
-        single: of a kept weight and a row that is alone.
-        weight: of a kept weight, read once; dense_weight: of any weight, by torch.
-        segment: of a row of W and a block of its columns, per vector of rows.
-        moved: of a value of x or y, transposed; dense_moved: by torch.
-        sampled: a multiply-add of a kept weight's gradient.
-        gathered: a kept weight that is taken out of a dense parameter, or its gradient put there.
-        zeroed: any weight of a gradient that is zero elsewhere.
-        masked: any weight of a copy with zeros.
-        unpacked: any weight of a packed one that is made dense.
-    """
-
-    call: float = 4e3
-    dense_call: float = 2e3
-    mac: float = 0.036
-    unit_mac: float = 0.026
-    dense_mac: float = 0.0205
-    single: float = 0.40
-    weight: float = 0.15
-    dense_weight: float = 0.09
-    segment: float = 4.0
-    moved: float = 0.4
-    dense_moved: float = 0.1
-    sampled: float = 0.055
-    gathered: float = 1.5
-    zeroed: float = 0.2
-    masked: float = 0.5
-    unpacked: float = 3.0
+# Fitted by bench/calibrate.py: 97.9 % of the choices on other shapes, rows and densities cost at most
+# 1.15 of the better way. Through the public functions, on a busy machine; only ratios matter.
+_AVX2: Costs = {
+    "dense": {"call": 8.4e3, "mac": 0.0430, "weight": 0.214, "moved": 0.097},
+    "rows": {"call": 79e3, "mac": 0.0675, "weight": 0.509, "moved": 0.556, "segment": 4.7},
+    "units": {"call": 73e3, "mac": 0.0498, "weight": 0.420, "moved": 0.810, "segment": 34.0},
+    "single": {"call": 78e3, "mac": 0.857},
+    "sampled": {"call": 133e3, "mac": 0.0834, "weight": 1.32, "moved": 1.80},
+}
+# A weight that is a dense parameter: a kept value taken out of it or put into its gradient, any
+# weight of a gradient's zeros, of a copy with zeros, of a packed one made dense.
+GATHERED, ZEROED, MASKED, UNPACKED = 3.0, 0.4, 1.0, 6.0
 
 
-_AVX2 = Costs()
-# Not measured: vectors of twice the width, everything else as on AVX2.
-_AVX512 = _AVX2._replace(mac=0.018, unit_mac=0.013, dense_mac=0.0103, sampled=0.028)
-_BASELINE = _AVX2._replace(mac=0.1, unit_mac=0.09, dense_mac=0.08, sampled=0.12)
-_MACHINES = {"baseline": _BASELINE, "avx2": _AVX2, "avx512": _AVX512, "amx": _AVX512}
-_AMX_DENSE_MAC = 0.0017  # torch's bfloat16 on matrix tiles; not measured by us
-# On matrix tiles, by counted cycles at 2.5 GHz: a block of 32 x 32 weights is decoded once for 16
+def _scaled(factor: float) -> Costs:
+    return {kind: costs | {"mac": factor * costs["mac"]} for kind, costs in _AVX2.items()}
+
+
+# Not measured: multiply-adds at twice the rate, and at a quarter of it, the rest as on AVX2.
+_MACHINES = {"baseline": _scaled(4.0), "avx2": _AVX2, "avx512": _scaled(0.5), "amx": _scaled(0.5)}
+_AMX_DENSE_MAC = 0.0035  # torch's bfloat16 on matrix tiles; not measured by us
+# On matrix tiles, by counted cycles, at the pace of the numbers above: a block of 32 x 32 weights is decoded once for 16
 # rows, or met by 32 rows at a time; a row of blocks begins and ends its sums.
-_TILE_DECODE, _TILE_BLOCK, _TILE_ROW, _TILE = 40.0, 29.0, 40.0, 32
+_TILE_DECODE, _TILE_BLOCK, _TILE_ROW, _TILE = 80.0, 58.0, 80.0, 32
 
 
 def counts_of(packed: PackedWeight, rows: int, transposed: bool = False) -> Product:
@@ -114,66 +97,74 @@ def on_matrix_tiles(x: torch.dtype, values: torch.dtype) -> bool:
     return x == values == torch.bfloat16 and _has_matrix_tiles()
 
 
-def machine() -> Costs:
+def features(kind: str, p: Product) -> dict[str, float]:
+    """What the cost of a product depends on.
+
+    Args:
+        kind: "dense"; "rows" and "units", our products with units of one and of several rows;
+            "single", with one or two rows of activations; "sampled", the weight's gradient.
+        p: its counts; of a gradient those of the product whose weight it is.
+    """
+    moved = p.rows * (p.columns + p.outputs)
+    if kind == "dense":
+        weights = p.columns * p.outputs
+        return {"call": 1, "mac": p.rows * weights, "weight": weights, "moved": moved}
+    if kind == "single":
+        return {"call": 1, "mac": p.rows * p.kept}
+    lanes = _LANES.get(_C.isa_chosen(), 8)
+    vectors = -(-p.rows // lanes)
+    macs = vectors * lanes * p.kept
+    counts: dict[str, float] = {"call": 1, "mac": macs, "weight": p.kept, "moved": moved}
+    if kind != "sampled":
+        counts["segment"] = vectors * (p.outputs // min(p.unit, 16)) * -(-p.columns // 256)
+    return counts
+
+
+def kind_of(p: Product) -> str:
+    """Which of our products this is."""
+    return "single" if p.rows <= _SINGLE else "rows" if p.unit == 1 else "units"
+
+
+def shipped() -> Costs:
     """Of the chosen instruction set."""
-    return _MACHINES.get(_C.isa_chosen(), _AVX512)
+    return _MACHINES.get(_C.isa_chosen(), _MACHINES["avx512"])
+
+
+def _costs(kind: str) -> dict[str, float]:
+    return shipped()[kind]
+
+
+def _ns(kind: str, p: Product) -> float:
+    costs = _costs(kind)
+    return sum(costs[name] * count for name, count in features(kind, p).items())
 
 
 def _tile_ns(p: Product) -> float:
     """Predicted time on matrix tiles, if whole blocks are kept or else every block has a weight."""
     n_blocks = p.kept / _TILE**2 if p.unit == _TILE else p.columns * p.outputs / _TILE**2
     strips = -(-p.rows // _TILE)
+    call = _costs("rows")["call"]
     if p.rows <= _TILE // 2:
-        return machine().call + n_blocks * _TILE_DECODE
-    return machine().call + strips * (n_blocks * _TILE_BLOCK + p.outputs / _TILE * _TILE_ROW)
+        return call + n_blocks * _TILE_DECODE
+    return call + strips * (n_blocks * _TILE_BLOCK + p.outputs / _TILE * _TILE_ROW)
 
 
 def sparse_ns(p: Product, dtype: torch.dtype = torch.float32) -> float:
     """Predicted time of our product; `dtype`: of x, and of bfloat16 weights."""
-    if on_matrix_tiles(dtype, dtype):
-        return _tile_ns(p)
-    c = machine()
-    if p.rows <= _SINGLE:
-        return c.call + p.rows * p.kept * c.single
-    lanes = _LANES.get(_C.isa_chosen(), 8)
-    vectors = -(-p.rows // lanes)
-    segments = vectors * (p.outputs // p.unit) * -(-p.columns // 256)
-    mac = c.mac if p.unit == 1 else c.unit_mac
-    return (
-        c.call
-        + vectors * lanes * p.kept * mac
-        + p.kept * c.weight
-        + segments * c.segment
-        + p.rows * (p.columns + p.outputs) * c.moved
-    )
+    return _tile_ns(p) if on_matrix_tiles(dtype, dtype) else _ns(kind_of(p), p)
 
 
-def dense_ns(p: Product, dtype: torch.dtype) -> float:
+def dense_ns(p: Product, dtype: torch.dtype = torch.float32) -> float:
     """Predicted time of torch's product."""
-    c = machine()
-    weights = p.columns * p.outputs
-    mac, weight = c.dense_mac, c.dense_weight
     if dtype == torch.bfloat16 and _C.isa_chosen() == "amx":
-        mac, weight = _AMX_DENSE_MAC, weight / 2
-    elif dtype == torch.float64:
-        mac, weight = 2 * mac, 2 * weight
-    elif dtype in (torch.bfloat16, torch.float16):
-        mac = 5 * mac  # converted value by value
-    moved = p.rows * (p.columns + p.outputs) * c.dense_moved
-    return c.dense_call + max(p.rows * weights * mac, weights * weight) + moved
+        return _costs("dense")["call"] + p.rows * p.columns * p.outputs * _AMX_DENSE_MAC
+    slower = 2 if dtype == torch.float64 else 1 if dtype == torch.float32 else 5  # 16 bits: widened
+    return slower * _ns("dense", p)
 
 
 def sampled_ns(p: Product) -> float:
     """Predicted time of `dy.T @ x` at the kept weights of W."""
-    c = machine()
-    lanes = _LANES.get(_C.isa_chosen(), 8)
-    vectors = -(-p.rows // lanes)
-    return (
-        c.call
-        + vectors * lanes * p.kept * c.sampled
-        + p.kept * c.weight
-        + p.rows * (p.columns + p.outputs) * c.moved
-    )
+    return _ns("sampled", p)
 
 
 def runs_sparse(p: Product, dtype: torch.dtype, trained: bool = False) -> bool:
@@ -187,10 +178,9 @@ def runs_sparse(p: Product, dtype: torch.dtype, trained: bool = False) -> bool:
     """
     if get_crossover() is None:
         return True
-    c, weights = machine(), p.columns * p.outputs
-    sparse = sparse_ns(p, dtype if not trained else torch.float32)
-    sparse += trained * p.kept * c.gathered
-    return sparse < (1 - MARGIN) * (dense_ns(p, dtype) + trained * weights * c.masked)
+    sparse = sparse_ns(p, torch.float32 if trained else dtype) + trained * p.kept * GATHERED
+    dense = dense_ns(p, dtype) + trained * p.columns * p.outputs * MASKED
+    return sparse < (1 - MARGIN) * dense
 
 
 def samples(p: Product, dtype: torch.dtype) -> bool:
@@ -202,9 +192,9 @@ def samples(p: Product, dtype: torch.dtype) -> bool:
     """
     if get_crossover() is None:
         return True
-    c, weights = machine(), p.columns * p.outputs
-    sparse = sampled_ns(p) + p.kept * c.gathered + weights * c.zeroed
-    return sparse < (1 - MARGIN) * (dense_ns(p, dtype) + weights * c.masked)
+    weights = p.columns * p.outputs
+    sparse = sampled_ns(p) + p.kept * GATHERED + weights * ZEROED
+    return sparse < (1 - MARGIN) * (dense_ns(p, dtype) + weights * MASKED)
 
 
 def runs_packed(p: Product, dtype: torch.dtype) -> bool:
@@ -219,4 +209,4 @@ def runs_packed(p: Product, dtype: torch.dtype) -> bool:
     weights = p.columns * p.outputs
     if p.unit == 1 and p.kept > BITMASK_DENSITY * weights and p.outputs % 16 == 0:
         return p.rows > _SINGLE
-    return sparse_ns(p, dtype) < dense_ns(p, dtype) + weights * machine().unpacked
+    return sparse_ns(p, dtype) < dense_ns(p, dtype) + weights * UNPACKED
