@@ -45,8 +45,8 @@ class Product(NamedTuple):
 Costs = dict[str, dict[str, float]]
 """Nanoseconds of one core: kind of product -> count of `features` -> cost of one."""
 
-# Fitted by bench/calibrate.py: 97.9 % of the choices on other shapes, rows and densities cost at most
-# 1.15 of the better way. Through the public functions, on a busy machine; only ratios matter.
+# Fitted by bench/calibrate.py, through the public functions, on a busy machine (only ratios matter):
+# 97.9 % of the choices on other shapes, rows and densities cost at most 1.15 of the better way.
 _AVX2: Costs = {
     "dense": {"call": 8.4e3, "mac": 0.0430, "weight": 0.214, "moved": 0.097},
     "rows": {"call": 79e3, "mac": 0.0675, "weight": 0.509, "moved": 0.556, "segment": 4.7},
@@ -66,19 +66,23 @@ def _scaled(factor: float) -> Costs:
 # Not measured: multiply-adds at twice the rate, and at a quarter of it, the rest as on AVX2.
 _MACHINES = {"baseline": _scaled(4.0), "avx2": _AVX2, "avx512": _scaled(0.5), "amx": _scaled(0.5)}
 _AMX_DENSE_MAC = 0.0035  # torch's bfloat16 on matrix tiles; not measured by us
-# On matrix tiles, by counted cycles, at the pace of the numbers above: a block of 32 x 32 weights is decoded once for 16
-# rows, or met by 32 rows at a time; a row of blocks begins and ends its sums.
+# On matrix tiles, by counted cycles, at the pace of the numbers above: a block of 32 x 32 weights
+# is decoded once for 16 rows, or met by 32 rows at a time; a row of blocks begins and ends its sums.
 _TILE_DECODE, _TILE_BLOCK, _TILE_ROW, _TILE = 80.0, 58.0, 80.0, 32
 
 
 def counts_of(packed: PackedWeight, rows: int, transposed: bool = False) -> Product:
     """The counts of a product with a packed weight, of a convolution as the matrix that it is."""
-    outputs = packed.shape[0]
-    columns = packed.numel() // max(1, outputs)
-    unit = _unit(packed.pattern, transposed)
-    if transposed:
-        outputs, columns = columns, outputs
-    return Product(rows, columns, outputs, packed.n_kept, unit)
+    key = "counts", transposed
+    counts: Product | None = packed._forms.get(key)
+    if counts is None:
+        outputs = packed.shape[0]
+        columns = packed.numel() // max(1, outputs)
+        if transposed:
+            outputs, columns = columns, outputs
+        counts = Product(0, columns, outputs, packed.n_kept, _unit(packed.pattern, transposed))
+        packed._forms[key] = counts
+    return counts._replace(rows=rows)
 
 
 def _unit(pattern: Pattern, transposed: bool) -> int:
