@@ -45,7 +45,7 @@ class Product(NamedTuple):
 Costs = dict[str, dict[str, float]]
 """Nanoseconds of one core: kind of product -> count of `features` -> cost of one."""
 
-# Fitted by bench/calibrate.py, through the public functions, on a busy machine (only ratios matter):
+# Fitted by bench/calibrate.py, through the public functions, on a busy machine; ratios matter only:
 # 97.9 % of the choices on other shapes, rows and densities cost at most 1.15 of the better way.
 _AVX2: Costs = {
     "dense": {"call": 8.4e3, "mac": 0.0430, "weight": 0.214, "moved": 0.097},
@@ -67,7 +67,7 @@ def _scaled(factor: float) -> Costs:
 _MACHINES = {"baseline": _scaled(4.0), "avx2": _AVX2, "avx512": _scaled(0.5), "amx": _scaled(0.5)}
 _AMX_DENSE_MAC = 0.0035  # torch's bfloat16 on matrix tiles; not measured by us
 # On matrix tiles, by counted cycles, at the pace of the numbers above: a block of 32 x 32 weights
-# is decoded once for 16 rows, or met by 32 rows at a time; a row of blocks begins and ends its sums.
+# is decoded once for 16 rows, or met by 32 rows at a time; rows of blocks begin and end sums.
 _TILE_DECODE, _TILE_BLOCK, _TILE_ROW, _TILE = 80.0, 58.0, 80.0, 32
 
 
