@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import doublesparse as ds
 import masked_conv_cases as table
 from doublesparse import _C, _masked_conv, info
 from doublesparse._autograd_masked_conv import FrozenConv
@@ -104,10 +105,13 @@ def test_full_layers_run_on_torch():
     case = Case(2, 16, 32, (6, 6), (3, 3), (1, "same", 1))
     for density in (0.1, 0.9):
         table.check(case, *table.operands(case, torch.float32, density))
-    layer = (32, 16, 3, 3)
-    assert _masked_conv.takes_kernel(layer, 0.05, 1, torch.float32)
-    assert not _masked_conv.takes_kernel(layer, 0.9, 1, torch.float32)
-    assert not _masked_conv.takes_kernel((64, 1, 3, 3), 0.05, 64, torch.float32)
+    ds.set_crossover("auto")  # conftest.py sets it back
+    layer, images, g = (64, 64, 3, 3), (8, 64, 28, 28), _masked_conv.Geometry(*[(1, 1)] * 4, 1)
+    assert _masked_conv.takes_kernel(layer, 0.05, g, images, torch.float32)
+    assert not _masked_conv.takes_kernel(layer, 0.9, g, images, torch.float32)
+    assert not _masked_conv.takes_kernel(layer, 0.05, g, (1, 64, 2, 2), torch.float32)
+    thin = g._replace(groups=64)
+    assert not _masked_conv.takes_kernel((64, 1, 3, 3), 0.05, thin, images, torch.float32)
 
 
 # ------------------------------------------------------------------ floats

@@ -130,8 +130,8 @@ def test_prediction_and_its_error(monkeypatch) -> None:
     """The cost model's choice, its time, and how far that is from the measured one."""
     asked = []
 
-    def predict(packed, n_rows, dtype):
-        asked.append((packed.n_kept, n_rows, dtype))
+    def predict(layer, packed, x, n_rows):
+        asked.append((packed.n_kept, n_rows, x.dtype))
         return _report.Prediction("sparse" if packed.shape[0] == 16 else "dense", 2.0, 1.0)
 
     monkeypatch.setattr(_report, "_predict", predict)

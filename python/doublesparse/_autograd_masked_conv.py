@@ -21,8 +21,10 @@ def bias_grad(dy: Tensor) -> Tensor:
     return column_sum(dy.movedim(1, -1).reshape(-1, dy.shape[1]).contiguous())
 
 
-def _takes_kernel(weight: Tensor, mask: Tensor, groups: int, dtype: torch.dtype) -> bool:
-    return raw.takes_kernel(weight.shape, raw.density_of(mask), groups, dtype)
+def _takes_kernel(
+    weight: Tensor, mask: Tensor, g: Geometry, images: Sequence[int], dtype: torch.dtype
+) -> bool:
+    return raw.takes_kernel(weight.shape, raw.density_of(mask), g, images, dtype)
 
 
 # ------------------------------------------------------------------ what traced graphs call
@@ -39,7 +41,7 @@ def conv(
 ) -> Tensor:
     """`masked_conv` with the kernels or torch's, whichever `takes_kernel` says; no gradient."""
     g = Geometry(tuple(stride), tuple(before), tuple(after), tuple(dilation), groups)
-    if _takes_kernel(weight, mask, groups, x.dtype):
+    if _takes_kernel(weight, mask, g, x.shape, x.dtype):
         return raw.conv(x, weight, mask, bias, g)
     return _formatted(raw.dense_conv(x, raw.kept(weight, mask), bias, g), x)
 
@@ -50,7 +52,8 @@ def input_grad(
     """Its gradient of x, with spatial extents `shape`, in the memory format of dy."""
     stride, before, after, dilation, groups = geometry
     g = Geometry(tuple(stride), tuple(before), tuple(after), tuple(dilation), groups)
-    if _takes_kernel(weight, mask, groups, dy.dtype):
+    images = (dy.shape[0], weight.shape[1] * groups, *shape)
+    if _takes_kernel(weight, mask, g, images, dy.dtype):
         return raw.input_grad(dy, weight, mask, shape, g)
     x = dy.new_empty(dy.shape[0], weight.shape[1] * groups, *shape)
     dx, _ = raw.dense_grads(dy, x, raw.kept(weight, mask), g, (True, False))
@@ -62,7 +65,7 @@ def weight_grad(x: Tensor, dy: Tensor, weight: Tensor, mask: Tensor, *geometry: 
     """Its gradient of the weight, 0 where masked, in the memory format of the weight."""
     stride, before, after, dilation, groups = geometry
     g = Geometry(tuple(stride), tuple(before), tuple(after), tuple(dilation), groups)
-    if _takes_kernel(weight, mask, groups, x.dtype):
+    if _takes_kernel(weight, mask, g, x.shape, x.dtype):
         return raw.weight_grad(x, dy, weight, mask, g)
     _, dw = raw.dense_grads(dy, x, weight, g, (False, True))
     assert dw is not None
@@ -111,7 +114,7 @@ def masked_conv(
     """
     if traced(x) or traced(weight):
         return torch.ops.doublesparse.masked_dense_conv(x, weight, mask, bias, *g)
-    if not _takes_kernel(weight, mask, g.groups, x.dtype):
+    if not _takes_kernel(weight, mask, g, x.shape, x.dtype):
         return raw.dense_conv(x, raw.kept(weight, mask), bias, g)
     if wanted(x, weight, bias):
         return _apply(x, weight, mask, bias, g)
@@ -137,13 +140,8 @@ class FrozenConv:
     ) -> None:
         self.shape, self.groups = weight.shape, groups
         self.dtype = dtype or weight.dtype
-        self.density = raw.density_of(mask)
         self._form = raw.row_form(mask, groups)
         self._values = raw.values_of(wide(weight.detach().to(self.dtype)), self._form)
-
-    def takes_kernel(self) -> bool:
-        """Whether the kernels run rather than torch's, to which the caller then goes."""
-        return raw.takes_kernel(self.shape, self.density, self.groups, self.dtype)
 
     @property
     def nbytes(self) -> int:

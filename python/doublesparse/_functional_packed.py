@@ -26,6 +26,7 @@ from .tensor import SparseTensor
 
 X = TypeVar("X", SparseTensor, Tensor)
 Ints = int | Sequence[int]
+_SMALL = 1 << 14  # weights that stay dense once they were: unpacking takes longer than the layer
 _CONVOLUTIONS: tuple[Callable[..., Any], ...] = (conv1d, conv2d, conv3d, conv4d)
 
 
@@ -90,16 +91,16 @@ def spmm_t(packed: PackedWeight, dy: Tensor) -> Tensor:
     return packed_input_grad(rows, packed).view(*dy.shape[:-1], c_in)
 
 
-def sddmm(dy: Tensor, x: Tensor, mask_or_packed: Tensor | PackedWeight) -> PackedWeight:
+def sddmm(dy: Tensor, x: Tensor, mask: Tensor | PackedWeight) -> PackedWeight:
     """`dy.T @ x` at kept entries only: what `spmm` does to the gradient of its weight.
 
     Args:
         dy: (*, c_out).
         x: (*, c_in), the same leading axes and dtype.
-        mask_or_packed: bool (c_out, c_in); or a packed weight, whose values do not matter.
+        mask: bool (c_out, c_in); or a packed weight, whose values do not matter.
 
     Returns:
-        the mask and pattern of `mask_or_packed` (`Unstructured` of a bool tensor), the dtype of x.
+        the mask and pattern of `mask` (`Unstructured` of a bool tensor), the dtype of x.
         No gradient goes through it.
 
     Raises:
@@ -120,19 +121,19 @@ def sddmm(dy: Tensor, x: Tensor, mask_or_packed: Tensor | PackedWeight) -> Packe
     if dy.dtype != x.dtype:
         raise TypeError(f"sddmm: dy must be {x.dtype} like x, got {dy.dtype}; convert one of them")
     pattern: Pattern = Unstructured()
-    if isinstance(mask_or_packed, PackedWeight):
-        _check_packed("sddmm", mask_or_packed, 2)
-        pattern = mask_or_packed.pattern
-    elif not isinstance(mask_or_packed, Tensor) or mask_or_packed.dtype != torch.bool:
-        got = getattr(mask_or_packed, "dtype", type(mask_or_packed).__name__)
+    if isinstance(mask, PackedWeight):
+        _check_packed("sddmm", mask, 2)
+        pattern = mask.pattern
+    elif not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        got = getattr(mask, "dtype", type(mask).__name__)
         raise TypeError(
-            f"sddmm: mask_or_packed must be a bool Tensor or a PackedWeight, got {got}; "
+            f"sddmm: mask must be a bool Tensor or a PackedWeight, got {got}; "
             "use weight != 0"
         )
-    shape = mask_or_packed.shape
+    shape = mask.shape
     if len(shape) != 2:
         raise ValueError(
-            f"sddmm: mask_or_packed must be (c_out, c_in), got {tuple(shape)}; reshape it"
+            f"sddmm: mask must be (c_out, c_in), got {tuple(shape)}; reshape it"
         )
     _check_last("sddmm", "dy", dy, shape[0])
     _check_last("sddmm", "x", x, shape[1])
@@ -141,10 +142,10 @@ def sddmm(dy: Tensor, x: Tensor, mask_or_packed: Tensor | PackedWeight) -> Packe
             f"sddmm: dy must have the leading axes of x {tuple(x.shape[:-1])}, got "
             f"{tuple(dy.shape[:-1])}; pass what spmm's output got as a gradient"
         )
-    if isinstance(mask_or_packed, PackedWeight):
-        tiles = _forms.forms_of(mask_or_packed).sampled
+    if isinstance(mask, PackedWeight):
+        tiles = _forms.forms_of(mask).sampled
     else:
-        tiles = of_matrix(mask_or_packed).sampled.tiles
+        tiles = of_matrix(mask).sampled.tiles
     dy, x = dy.detach().reshape(-1, shape[0]), x.detach().reshape(-1, shape[1])
     return _forms.sampled(dy.contiguous(), x.contiguous(), tiles, pattern)
 
@@ -236,7 +237,13 @@ def packed_conv(
 
 
 def _weight(packed: PackedWeight, x: Tensor) -> Tensor:
-    return packed.unpack().to(x.dtype)
+    key = "small", x.dtype
+    weight: Tensor | None = packed._forms.get(key)
+    if weight is None:
+        weight = packed.unpack().to(x.dtype)
+        if weight.numel() <= _SMALL:
+            packed._forms[key] = weight
+    return weight
 
 
 def _frozen_conv(
@@ -251,11 +258,12 @@ def _frozen_conv(
     groups = g.groups
     if x.dim() == n_axes + 2 and _forms.takes_tile_conv(packed, x, g):
         return _forms.tile_conv(packed, x, g, bias)
+    images = x.shape if x.dim() == n_axes + 2 else (1, *x.shape)
+    if not takes_kernel(packed.shape, packed.density, g, images, x.dtype):
+        return None
     key = "conv", groups, x.dtype
     frozen: FrozenConv | None = packed._forms.get(key)
     if frozen is None:
-        if not takes_kernel(packed.shape, packed.density, groups, x.dtype):
-            return None
         weight = packed.unpack()
         frozen = packed._forms[key] = FrozenConv(weight, packed.mask(), groups, x.dtype)
     if x.dim() == n_axes + 1:

@@ -20,6 +20,7 @@ from torch import Tensor
 from . import _C
 from ._precision import wide
 from ._scratch import scratch
+from ._spmm_costs import runs_conv
 from ._structure import Structure, of_mask, unit_rows_of
 
 Ints = tuple[int, ...]
@@ -29,7 +30,6 @@ _CONVOLUTIONS: tuple[Callable[..., Tensor], ...] = (
     torch.conv2d,
     torch.conv3d,
 )
-_MOST_DENSITY = 0.3  # break-even: a kept weight costs three times what it costs a dense kernel
 _LEAST_ROWS = 8  # output channels of a group: fewer do not pay for their panel
 _LEAST_COLUMNS = 32
 
@@ -201,20 +201,31 @@ def values_of(weight: Tensor, form: Form) -> Tensor:
 
 # ------------------------------------------------------------------ raw operators
 def takes_kernel(
-    weight_shape: Sequence[int], density: float, groups: int, dtype: torch.dtype
+    weight_shape: Sequence[int],
+    density: float,
+    g: Geometry,
+    images: Sequence[int],
+    dtype: torch.dtype,
 ) -> bool:
     """Whether the kernels of pruned weights run, rather than torch's dense ones: a pure function.
 
     Args:
         weight_shape: (c_out, c_in / groups, *kernel).
         density: share of kept weights.
-        groups: of the convolution.
+        g: how it walks.
+        images: (B, c_in, *spatial).
         dtype: of the images.
     """
     if dtype == torch.bfloat16 and _C.isa_chosen() == "amx":
         return False
-    rows, columns = weight_shape[0] // groups, math.prod(weight_shape[1:])
-    return rows >= _LEAST_ROWS and columns >= _LEAST_COLUMNS and density <= _MOST_DENSITY
+    rows, columns = weight_shape[0] // g.groups, math.prod(weight_shape[1:])
+    if rows < _LEAST_ROWS or columns < _LEAST_COLUMNS:
+        return False
+    out = g.out_shape(images[2:], weight_shape[2:])
+    pixels = images[0] * math.prod(max(0, n) for n in out)
+    return runs_conv(
+        math.prod(weight_shape), density, pixels, math.prod(images), weight_shape[0], max(g.stride)
+    )
 
 
 def new_output(x: Tensor, channels: int, shape: Sequence[int]) -> Tensor:

@@ -8,14 +8,16 @@ and fits.
 from __future__ import annotations
 
 from functools import cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from . import _C
 from ._crossover import get_crossover
-from ._packed_weight import PackedWeight
 from ._patterns import Block, Pattern
+
+if TYPE_CHECKING:
+    from ._packed_weight import PackedWeight
 
 MARGIN = 0.10
 """How much less the sparse kernel must be predicted to take."""
@@ -56,7 +58,7 @@ _AVX2: Costs = {
 }
 # A weight that is a dense parameter: a kept value taken out of it or put into its gradient, any
 # weight of a gradient's zeros, of a copy with zeros, of a packed one made dense.
-GATHERED, ZEROED, MASKED, UNPACKED = 3.0, 0.4, 1.0, 6.0
+GATHERED, ZEROED, MASKED, UNPACKED, UNPACK_CALL = 3.0, 0.4, 1.0, 6.0, 400e3
 
 
 def _scaled(factor: float) -> Costs:
@@ -213,4 +215,33 @@ def runs_packed(p: Product, dtype: torch.dtype) -> bool:
     weights = p.columns * p.outputs
     if p.unit == 1 and p.kept > BITMASK_DENSITY * weights and p.outputs % 16 == 0:
         return p.rows > _SINGLE
-    return sparse_ns(p, dtype) < dense_ns(p, dtype) + weights * UNPACKED
+    return sparse_ns(p, dtype) < dense_ns(p, dtype) + weights * UNPACKED + UNPACK_CALL
+
+
+# A convolution, by a few measurements: of our kernel a call, a kept weight and pixel, a value of
+# the input (of a strided one: it is reordered one by one), a value of the output; of torch's a
+# call, a weight and pixel, a weight.
+_CONV = {"call": 150e3, "mac": 0.13, "input": 1.0, "strided": 10.0, "output": 1.0}
+_DENSE_CONV = {"call": 20e3, "mac": 0.043, "weight": 0.7}
+
+
+def runs_conv(
+    weights: int, density: float, pixels: int, inputs: int, outputs: int, stride: int
+) -> bool:
+    """Whether a convolution with a pruned weight runs our kernel.
+
+    Args:
+        weights: number of them, kept or not.
+        density: share that is kept.
+        pixels: of the output, in all images.
+        inputs: values of the input.
+        outputs: channels.
+        stride: the largest.
+    """
+    if get_crossover() is None:
+        return True
+    ours, dense = _CONV, _DENSE_CONV
+    moved = inputs * ours["input" if stride == 1 else "strided"] + pixels * outputs * ours["output"]
+    sparse_time = ours["call"] + weights * density * pixels * ours["mac"] + moved
+    dense_time = dense["call"] + weights * (pixels * dense["mac"] + dense["weight"])
+    return sparse_time < (1 - MARGIN) * dense_time

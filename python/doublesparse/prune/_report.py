@@ -12,6 +12,9 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from .._crossover import get_crossover, set_crossover
+from .._functional_masked_conv import geometry_of
+from .._masked_conv import takes_kernel
 from .._packed_weight import PackedWeight
 from .._patterns import Pattern
 from .._spmm_costs import counts_of, dense_ns, runs_packed, sparse_ns
@@ -39,8 +42,17 @@ class Prediction(NamedTuple):
     sparse_ms: float | None
 
 
-def _predict(packed: PackedWeight, n_rows: int, dtype: torch.dtype) -> Prediction:
-    """The cost model's word on a layer that meets this many rows of activations."""
+def _predict(layer: Any, packed: PackedWeight, x: Any, n_rows: int) -> Prediction:
+    """The cost model's word on a layer that meets x, or this many rows of activations."""
+    if isinstance(x, SparseTensor):
+        return Prediction("sparse", None, None)
+    dtype = x.dtype
+    if len(packed.shape) > 2:
+        walk = (layer.stride, layer.padding, layer.dilation, layer.groups)
+        g = geometry_of(len(packed.shape) - 2, x, packed.shape, None, *walk)
+        images = x.shape if x.dim() == len(packed.shape) else (1, *x.shape)
+        takes = g and takes_kernel(packed.shape, packed.density, g, images, dtype)
+        return Prediction("sparse" if takes else "dense", None, None)
     p = counts_of(packed, n_rows)
     path = "sparse" if runs_packed(p, dtype) else "dense"
     return Prediction(path, 1e-6 * dense_ns(p, dtype), 1e-6 * sparse_ns(p))
@@ -268,10 +280,15 @@ def _examine(name: str, layer: Masked, x: Any) -> LayerReport:
     sparse_ms = None
     if type(thawed) in PACKED_CLASSES:
         freeze_layer(thawed, packed)
-        sparse_ms = _time(lambda: cast("Any", type(thawed)).forward(thawed, x))[1]
+        before = get_crossover()
+        set_crossover(None)  # keeps everything on our kernels
+        try:
+            sparse_ms = _time(lambda: cast("Any", type(thawed)).forward(thawed, x))[1]
+        finally:
+            set_crossover(before)
     values = y.features if isinstance(y, SparseTensor) else y
     n_rows = values.numel() // max(shape[0], 1)
-    said = _predict(packed, n_rows, values.dtype)
+    said = _predict(layer, packed, x, n_rows)
     return LayerReport(
         **vars(row)
         | {
