@@ -77,10 +77,14 @@ $(STAMPS)/test: $(STAMPS)/package
 	$(PIP) install --quiet --constraint $(PINS) "$$(echo $(WHEELS)/*.whl)[demo,test]"
 	@touch $@
 
+# `make bench PEERS=1` also installs libraries for pruned weights: 300 MB, DeepSparse with its own licence, for
+# Python before 3.12 and numpy 1.
+PRUNED_PEERS := "numpy<2" scipy deepsparse==1.8.0 mkl==2026.2.0 sparse_dot_mkl==0.9.10
 # A peer that cannot be installed here is skipped by the benchmarks, with its reason in the table.
 $(STAMPS)/bench: $(STAMPS)/package
 	$(PIP) install --quiet --constraint $(PINS) "$$(echo $(WHEELS)/*.whl)[bench]"
 	$(PIP) install --quiet --constraint $(PINS) spconv==2.3.8 || echo "spconv 2.3.8 is not installable here" >&2
+	$(if $(PEERS),$(PIP) install --quiet --constraint $(PINS) $(PRUNED_PEERS) || echo "not installable here: $(PRUNED_PEERS)" >&2)
 	@touch $@
 
 $(VENV)/bin/python:
