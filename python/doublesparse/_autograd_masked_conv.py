@@ -12,7 +12,9 @@ from torch.autograd import Function
 from . import _masked_conv as raw
 from ._autograd import Grads, column_sum, once, wanted
 from ._masked_conv import Geometry
+from ._patterns import to_matrix
 from ._precision import wide
+from ._structure import index_of_tiles
 from ._torch_compat import fast_apply, traced
 
 
@@ -140,15 +142,24 @@ class FrozenConv:
     ) -> None:
         self.shape, self.groups = weight.shape, groups
         self.dtype = dtype or weight.dtype
-        self._form = raw.row_form(mask, groups)
-        self._values = raw.values_of(wide(weight.detach().to(self.dtype)), self._form)
+        form = raw.row_form(mask, groups)
+        self.values = raw.values_of(wide(weight.detach().to(self.dtype)), form)
+        self._tiles = form.structure.tiles
 
     @property
     def nbytes(self) -> int:
         """Bytes of values and structure."""
-        tiles = self._form.structure.tiles
-        return sum(t.nbytes for t in (self._values, tiles.starts, tiles.columns))
+        return sum(t.nbytes for t in (self.values, self._tiles.starts, self._tiles.columns))
+
+    def dense(self) -> tuple[Tensor, Tensor]:
+        """The matrix view of the values, and of the mask: see `PackedWeight.keep_form`."""
+        index = index_of_tiles(self._tiles)  # the tiles' columns are in torch's own order
+        weight = self.values.new_zeros(self.shape)
+        mask = torch.zeros(self.shape, dtype=torch.bool)
+        weight.view(-1)[index] = self.values
+        mask.view(-1)[index] = True
+        return to_matrix(weight), to_matrix(mask)
 
     def __call__(self, x: Tensor, bias: Tensor | None, g: Geometry) -> Tensor:
         """The convolution of x (B, c_in, *spatial); bias has its dtype. No gradient."""
-        return raw.run(x, self._form, self._values, self.shape, bias, g)
+        return raw.run(x, self._tiles, self.values, self.shape, bias, g)

@@ -266,6 +266,8 @@ def _frozen_conv(
     if frozen is None:
         weight = packed.unpack()
         frozen = packed._forms[key] = FrozenConv(weight, packed.mask(), groups, x.dtype)
+        if frozen.values.dtype == packed.dtype and "only" not in packed._forms:
+            packed.keep_form(frozen)
     if x.dim() == n_axes + 1:
         return frozen(x.unsqueeze(0), bias, g).squeeze(0)
     return frozen(x, bias, g)

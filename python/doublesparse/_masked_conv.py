@@ -253,30 +253,36 @@ def conv(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, g: Geomet
         g: see `Geometry`; its output has no negative extent.
     """
     form = row_form(mask, g.groups)
-    return run(x, form, values_of(wide(weight), form), weight.shape, bias, g)
+    values = values_of(wide(weight), form)
+    return run(x, form.structure.tiles, values, weight.shape, bias, g)
 
 
 def run(
-    x: Tensor, form: Form, values: Tensor, shape: Sequence[int], bias: Tensor | None, g: Geometry
+    x: Tensor,
+    tiles: _C.Tiles,
+    values: Tensor,
+    shape: Sequence[int],
+    bias: Tensor | None,
+    g: Geometry,
 ) -> Tensor:
-    """`conv` with the values of a form, float32 or float64; `shape`: the weight's."""
+    """`conv` with the values of tiles, float32 or float64; `shape`: the weight's."""
     images = wide(x)
     walk = _forward_map(tuple(x.shape[2:]), tuple(shape[2:]), g)
     y = new_output(images, shape[0], g.out_shape(x.shape[2:], shape[2:]))
-    _multiply(images, form, values, walk, wide(bias), y, g.groups)
+    _multiply(images, tiles, values, walk, wide(bias), y, g.groups)
     return y.to(x.dtype)
 
 
 def _multiply(
     x: Tensor,
-    form: Form,
+    tiles: _C.Tiles,
     values: Tensor,
     walk: _C.ConvMap,
     bias: Tensor | None,
     y: Tensor,
     groups: int,
 ) -> None:
-    threads, tiles = torch.get_num_threads(), form.structure.tiles
+    threads = torch.get_num_threads()
     size = _C.masked_conv_workspace(tiles, walk, x, y, groups, False, threads)
     workspace = scratch(size, x.dtype)
     _C.masked_conv(tiles, values, walk, x, bias, groups, workspace, y, threads)
@@ -293,7 +299,7 @@ def input_grad(
         dx.zero_()  # some pixels are read by no tap
     for phase in phases:
         form = _channel_form(mask, g.groups, phase.taps)
-        _multiply(images, form, values_of(weight, form), phase.map, None, dx, g.groups)
+        _multiply(images, form.structure.tiles, values_of(weight, form), phase.map, None, dx, g.groups)
     return dx.to(dy.dtype)
 
 
