@@ -299,7 +299,8 @@ def input_grad(
         dx.zero_()  # some pixels are read by no tap
     for phase in phases:
         form = _channel_form(mask, g.groups, phase.taps)
-        _multiply(images, form.structure.tiles, values_of(weight, form), phase.map, None, dx, g.groups)
+        tiles, values = form.structure.tiles, values_of(weight, form)
+        _multiply(images, tiles, values, phase.map, None, dx, g.groups)
     return dx.to(dy.dtype)
 
 
