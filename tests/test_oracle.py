@@ -11,7 +11,6 @@ import semantics
 from inputs import make_input
 from layer_cases import layer_cases
 
-
 # A masked convolution is an unmasked one with zeros in its weight: for both oracles.
 CONVOLUTIONS = [c for c in layer_cases() if c.name.startswith("conv")]
 

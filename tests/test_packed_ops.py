@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 import doublesparse as ds
+from doublesparse._structure import n_remembered
 
 
 def test_spmm_and_its_gradients() -> None:
@@ -95,3 +98,21 @@ WRONG = [
 def test_wrong_calls(name: str, arguments, error, text: str) -> None:
     with pytest.raises(error, match=f"{name}: .*{text}.*; "):
         getattr(ds.functional, name)(*arguments)
+
+
+def test_structures_live_as_long_as_the_mask() -> None:
+    """Forward, both gradients: nothing that is remembered holds the mask."""
+    before = n_remembered()
+    for shape in ((12, 20), (16, 8, 3, 3)):
+        weight = torch.randn(shape, requires_grad=True)
+        mask = ds.prune.magnitude_mask(weight, ds.Block(4, 4), 0.5)
+        x = torch.randn(5, 20) if len(shape) == 2 else torch.randn(2, 8, 5, 5)
+        name = "masked_linear" if len(shape) == 2 else "masked_conv2d"
+        getattr(ds.functional, name)(x.requires_grad_(), weight, mask).sum().backward()
+        assert n_remembered() == before + 1
+        mask |= False  # written to, and the same: the structure stays
+        getattr(ds.functional, name)(x, weight, mask).sum().backward()
+        assert n_remembered() == before + 1
+        del mask
+        gc.collect()
+        assert n_remembered() == before

@@ -132,7 +132,6 @@ class MatrixStructures:
     def __init__(self, matrix: Tensor) -> None:
         self.forward = Structure(matrix, unit_rows_of(matrix))
         self.n_kept = self.forward.index.numel()
-        self._matrix = matrix
         self._backward: tuple[Structure, Tensor] | None = None
         self._sampled = self.forward if self.forward.tiles.unit_rows == 1 else None
 
@@ -141,7 +140,7 @@ class MatrixStructures:
         """Of the transpose, and the order of its values; built on first use."""
         if self._backward is None:
             n_rows, n_columns = self.forward.shape
-            transpose = self._matrix.t().contiguous()
+            transpose = self._matrix().t().contiguous()
             made = Structure(transpose, unit_rows_of(transpose))
             place = torch.empty(n_rows * n_columns, dtype=torch.int64)
             place[self.forward.index] = torch.arange(self.n_kept)
@@ -153,8 +152,14 @@ class MatrixStructures:
     def sampled(self) -> Structure:
         """In units of one row; built on first use."""
         if self._sampled is None:
-            self._sampled = Structure(self._matrix)
+            self._sampled = Structure(self._matrix())
         return self._sampled
+
+    def _matrix(self) -> Tensor:
+        """Made again: the mask itself, held here, would be remembered for ever."""
+        matrix = torch.zeros(self.forward.shape, dtype=torch.bool)
+        matrix.view(-1)[self.forward.index] = True
+        return matrix
 
 
 # ------------------------------------------------------------------ remembered per mask
