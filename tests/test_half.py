@@ -17,6 +17,7 @@ import pytest
 import torch
 
 import cases
+import conv_cases
 import doublesparse as ds
 import oracle
 from doublesparse import _C, info, ops
@@ -64,7 +65,7 @@ def test_sums_round_to_nearest_even(dtype, rng):
 
 # ------------------------------------------------------------------ one rounding
 def half_sample(rng, dtype, c_in, c_out, plan, integers=True, **rest):
-    return cases.conv_sample(rng, plan, c_in, c_out, 1, dtype, integers, **rest)
+    return conv_cases.conv_sample(rng, plan, c_in, c_out, 1, dtype, integers, **rest)
 
 
 @pytest.mark.parametrize("c_out", (1, 3, 16, 31, 33, 64, 100))
@@ -75,9 +76,9 @@ def test_convolution_of_any_width(dtype, c_in, c_out, rng):
     for integers in (True, False):
         s = half_sample(rng, dtype, c_in, c_out, plan, integers, bias=True, ground=True)
         assert cases.check(CASES["conv"], s, ops)
-        back = cases.with_dy(s, rng, dtype, ("x", *EXTRAS), n_src=20)
+        back = conv_cases.with_dy(s, rng, dtype, ("x", *EXTRAS), n_src=20)
         assert cases.check(CASES["conv_input_grad"], back, ops)
-        weights = cases.with_dy(s, rng, dtype, ("weight", *EXTRAS))
+        weights = conv_cases.with_dy(s, rng, dtype, ("weight", *EXTRAS))
         assert cases.check(CASES["conv_weight_grad"], weights, ops)
 
 
@@ -97,7 +98,7 @@ def test_more_channels_than_a_buffer_holds(rng):
         for integers in (True, False):
             s = half_sample(rng, torch.bfloat16, c_in, c_out, plan, integers, bias=True)
             assert cases.check(CASES["conv"], s, ops)
-            weights = cases.with_dy(s, rng, torch.bfloat16, ("weight", *EXTRAS))
+            weights = conv_cases.with_dy(s, rng, torch.bfloat16, ("weight", *EXTRAS))
             assert cases.check(CASES["conv_weight_grad"], weights, ops)
 
 
@@ -107,7 +108,7 @@ def test_many_rows(rng):
     s = half_sample(rng, torch.bfloat16, 16, 16, plan, bias=True, ground=True)
     torch.set_num_threads(2)
     assert cases.check(CASES["conv"], s, ops)
-    weights = cases.with_dy(s, rng, torch.bfloat16, ("weight", *EXTRAS))
+    weights = conv_cases.with_dy(s, rng, torch.bfloat16, ("weight", *EXTRAS))
     assert cases.check(CASES["conv_weight_grad"], weights, ops)
 
 
@@ -164,7 +165,7 @@ def test_non_finite_values_reach_what_reads_them(dtype, where, value, rng):
     else:
         s.args["weight"][5, 3, 0] = value
     (got,) = s.call(ops, "conv")
-    (want,) = cases.conv_oracle(**cases.arrays(s.args))
+    (want,) = conv_cases.conv_oracle(**cases.arrays(s.args))
     want = torch.from_numpy(want.astype(np.float64)).to(dtype)
     assert torch.equal(got.isnan(), want.isnan()) and torch.equal(got.isinf(), want.isinf())
     assert bool(got.isfinite().any()) and not bool(got.isfinite().all())
@@ -182,7 +183,7 @@ def test_float16_overflows_to_infinity():
 @both
 def test_same_bits_for_any_number_of_threads(dtype, rng):
     s = half_sample(rng, dtype, 33, 48, random_plan(rng, 3000, 3000, 9, 0.5), False, bias=True)
-    weights = cases.with_dy(s, rng, dtype, ("weight", *EXTRAS))
+    weights = conv_cases.with_dy(s, rng, dtype, ("weight", *EXTRAS))
     first = None
     for threads in THREADS:
         torch.set_num_threads(threads)

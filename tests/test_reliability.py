@@ -19,6 +19,7 @@ import torch
 import torch.nn as nn
 
 import cases
+import conv_cases
 import doublesparse as ds
 from checks import densify
 from inputs import make_input
@@ -111,7 +112,7 @@ def test_two_python_threads_at_once(rng):
 
 def test_kernels_release_the_gil(rng):
     """While one thread is inside a kernel, another one runs Python."""
-    sample = cases.conv_sample(
+    sample = conv_cases.conv_sample(
         rng, cases.random_plan(rng, 60000, 60000, 27, 0.9), 64, 64, 1, torch.float32, False
     )
     sample.call(ds.ops, "conv")
