@@ -21,7 +21,13 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   });
   m.def("isa_detected", [] { return ds::isa_name(ds::detected_isa()); });
   m.def("isa_chosen", [] { return ds::isa_name(ds::chosen_isa()); });
+#ifdef DS_HAVE_CUDA
+  m.attr("has_cuda") = true;
+  py::module_ gpu = m.def_submodule("gpu", "the same on CUDA tensors");
+  ds::bind_gpu(gpu);
+#else
   m.attr("has_cuda") = false;
+#endif
   ds::bind_rulebook(m);
   ds::bind_conv(m);
   ds::bind_kept(m);

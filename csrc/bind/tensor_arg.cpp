@@ -47,9 +47,14 @@ const char* name_of(DType dtype) {
 
 // The table of the two tensor types seen last (Tensor and Parameter): types live as long as torch
 // does.
+PyTypeObject* types[2] = {};
+const dlpack::ExchangeApi* apis[2] = {};
+
+const dlpack::ExchangeApi* last_exchange_api() {
+  return apis[0];
+}
+
 const dlpack::ExchangeApi* exchange_api(PyTypeObject* type) {
-  static PyTypeObject* types[2] = {};
-  static const dlpack::ExchangeApi* apis[2] = {};
   for (int i = 0; i < 2; ++i)
     if (types[i] == type) return apis[i];
   PyObject* capsule =
@@ -85,6 +90,8 @@ void view_by_attributes(py::handle object, TensorView* view) {
   view->device_type = device == "cpu" ? dlpack::kCpu : device == "cuda" ? dlpack::kCuda : 0;
   if (view->device_type == 0)
     throw std::runtime_error("doublesparse: tensors on device '" + device + "' are not supported");
+  const py::object index = object.attr("device").attr("index");
+  view->device_id = index.is_none() ? 0 : index.cast<int32_t>();
   const std::string dtype = py::str(object.attr("dtype"));
   view->dtype = dtype == "torch.float32"    ? DType::kFloat32
                 : dtype == "torch.float64"  ? DType::kFloat64
@@ -125,6 +132,7 @@ void view_of(py::handle object, TensorView* view) {
   if (t.ndim > kMaxDims) throw py::value_error("doublesparse: a tensor has more than 8 dimensions");
   view->data = static_cast<char*>(t.data) + t.byte_offset;
   view->device_type = t.device.device_type;
+  view->device_id = t.device.device_id;
   view->dtype = t.dtype.lanes == 1 ? dtype_of(t.dtype.code, t.dtype.bits) : DType::kOther;
   view->n_dims = t.ndim;
   int64_t expected = 1;
@@ -138,7 +146,12 @@ void view_of(py::handle object, TensorView* view) {
 void Check::tensor(const char* name, const TensorView& t, DType dtype,
                    std::initializer_list<int64_t> shape) const {
   const std::string where = std::string(operation) + ": " + name;
-  if (t.device_type != dlpack::kCpu) throw std::runtime_error(where + " must be on the CPU");
+  if (t.device_type != device_type)
+    throw std::runtime_error(where + " must be on " +
+                             (device_type == dlpack::kCpu ? "the CPU" : "a CUDA device"));
+  if (device_type != dlpack::kCpu && t.device_id != device_id)
+    throw std::runtime_error(where + " must be on cuda:" + std::to_string(device_id) +
+                             " like the other operands, got cuda:" + std::to_string(t.device_id));
   if (t.dtype != dtype)
     throw py::type_error(where + " must be " + name_of(dtype) + ", got " + name_of(t.dtype));
   bool fits = t.n_dims == static_cast<int>(shape.size());
@@ -150,6 +163,17 @@ void Check::tensor(const char* name, const TensorView& t, DType dtype,
                           shape_text(t.shape, t.n_dims));
   if (!t.is_contiguous()) throw py::value_error(where + " must be contiguous; use .contiguous()");
   if (t.data == nullptr && t.n_elements() > 0) throw py::value_error(where + " has no storage");
+}
+
+void* current_stream(int device_id) {
+  const dlpack::ExchangeApi* api = last_exchange_api();
+  void* stream = nullptr;
+  if (api != nullptr && api->current_work_stream != nullptr &&
+      api->current_work_stream(dlpack::kCuda, device_id, &stream) == 0)
+    return stream;
+  PyErr_Clear();
+  const py::object of_torch = py::module_::import("torch").attr("cuda").attr("current_stream");
+  return reinterpret_cast<void*>(of_torch(device_id).attr("cuda_stream").cast<uintptr_t>());
 }
 
 void Check::disjoint(const char* name, const TensorView& out, const char* other_name,

@@ -7,6 +7,7 @@
 #include <initializer_list>
 #include <string>
 
+#include "core/dlpack.h"
 #include "core/half.h"
 #include "core/tensor_view.h"
 
@@ -23,6 +24,8 @@ struct OptionalArg {
 
 // Fills `view` from a tensor object; throws TypeError for anything else.
 void view_of(pybind11::handle object, TensorView* view);
+// torch's current cudaStream_t of a device.
+void* current_stream(int device_id);
 
 struct NamedView {
   const char* name;
@@ -32,6 +35,8 @@ struct NamedView {
 // A check throws the documented exception, naming operation, argument, expected and got.
 struct Check {
   const char* operation;
+  int32_t device_type = dlpack::kCpu;  // where every operand must be
+  int32_t device_id = 0;
 
   // -1 in `shape` means any extent.
   void tensor(const char* name, const TensorView& t, DType dtype,

@@ -4,6 +4,13 @@
 #pragma once
 #include <cstdint>
 
+// What kernels of every kind call: always inlined on a CPU, of both sides where nvcc compiles.
+#ifdef __CUDACC__
+#define DS_INLINE __host__ __device__ inline
+#else
+#define DS_INLINE [[gnu::always_inline]] inline
+#endif
+
 namespace ds {
 
 struct bf16 {
@@ -35,27 +42,27 @@ constexpr bool kIsBfloat = false;
 template <>
 constexpr bool kIsBfloat<bf16> = true;
 
-[[gnu::always_inline]] inline uint32_t float_bits(float v) {
+DS_INLINE uint32_t float_bits(float v) {
   uint32_t bits;
   __builtin_memcpy(&bits, &v, sizeof bits);
   return bits;
 }
-[[gnu::always_inline]] inline float float_of_bits(uint32_t bits) {
+DS_INLINE float float_of_bits(uint32_t bits) {
   float v;
   __builtin_memcpy(&v, &bits, sizeof v);
   return v;
 }
 
-[[gnu::always_inline]] inline float widened(float v) {
+DS_INLINE float widened(float v) {
   return v;
 }
-[[gnu::always_inline]] inline double widened(double v) {
+DS_INLINE double widened(double v) {
   return v;
 }
-[[gnu::always_inline]] inline float widened(bf16 v) {
+DS_INLINE float widened(bf16 v) {
   return float_of_bits(static_cast<uint32_t>(v.bits) << 16);
 }
-[[gnu::always_inline]] inline float widened(f16 v) {
+DS_INLINE float widened(f16 v) {
   const uint32_t sign = static_cast<uint32_t>(v.bits & 0x8000) << 16, rest = v.bits & 0x7fff;
   if (rest < 0x0400)  // zero and subnormals: a multiple of 2^-24
     return float_of_bits(sign | float_bits(static_cast<float>(rest) * 0x1p-24f));
@@ -66,11 +73,11 @@ constexpr bool kIsBfloat<bf16> = true;
 
 template <class T>
 struct Rounding {
-  [[gnu::always_inline]] static T of(T v) { return v; }
+  DS_INLINE static T of(T v) { return v; }
 };
 template <>
 struct Rounding<bf16> {
-  [[gnu::always_inline]] static bf16 of(float v) {
+  DS_INLINE static bf16 of(float v) {
     const uint32_t bits = float_bits(v);
     // A NaN must not become an infinity by losing its last bits.
     const uint32_t rounded = v != v ? bits | 0x400000 : bits + 0x7fff + (bits >> 16 & 1);
@@ -79,7 +86,7 @@ struct Rounding<bf16> {
 };
 template <>
 struct Rounding<f16> {
-  [[gnu::always_inline]] static f16 of(float v) {
+  DS_INLINE static f16 of(float v) {
     const uint32_t sign = float_bits(v) >> 16 & 0x8000, rest = float_bits(v) & 0x7fffffff;
     uint32_t bits;
     if (rest > 0x7f800000)
@@ -94,7 +101,7 @@ struct Rounding<f16> {
   }
 };
 template <class T>
-[[gnu::always_inline]] inline T rounded(Acc<T> v) {
+DS_INLINE T rounded(Acc<T> v) {
   return Rounding<T>::of(v);
 }
 

@@ -27,6 +27,7 @@ constexpr int kMaxDims = 8;
 struct TensorView {
   void* data = nullptr;
   int32_t device_type = 0;  // dlpack::DeviceType
+  int32_t device_id = 0;
   DType dtype = DType::kOther;
   int32_t n_dims = 0;
   int64_t shape[kMaxDims] = {};

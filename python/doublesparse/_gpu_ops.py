@@ -1,0 +1,10 @@
+"""The operators of `ops`, on CUDA tensors: same names, arguments and results, row order included.
+
+`ops` leads here where its first tensor is on a CUDA device. Nothing here reads a number back from
+the device but the sizes of results that depend on data.
+"""
+
+from __future__ import annotations
+
+from ._gpu_rulebook import coords_of_keys as coords_of_keys
+from ._gpu_rulebook import linear_keys as linear_keys

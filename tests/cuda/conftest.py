@@ -1,0 +1,42 @@
+"""Kernels on a GPU where there is one, else emulated: the same sources, run thread by thread."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from doublesparse import _C, _device
+
+ORDERS = ("forward", "reverse", "7")
+"""Orders in which the emulation runs threads: a missing barrier shows as a difference."""
+
+
+def has_gpu() -> bool:
+    return bool(_C.has_cuda) and torch.cuda.is_available()
+
+
+@pytest.fixture(scope="session")
+def gpu_device() -> Iterator[torch.device]:
+    """Where tensors for `_gpu_ops` belong: a CUDA device, or the CPU with emulated kernels."""
+    if has_gpu():
+        yield torch.device("cuda")
+        return
+    emulated = pytest.importorskip(
+        "doublesparse._emulated", reason="no GPU, and built without DOUBLESPARSE_EMULATED"
+    )
+    before = _device.use(emulated)
+    yield torch.device("cpu")
+    _device.use(before)
+
+
+@pytest.fixture(params=ORDERS)
+def any_order(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, gpu_device: torch.device
+) -> torch.device:
+    """`gpu_device`, once for every order of threads (a GPU has its own)."""
+    if gpu_device.type == "cuda" and request.param != ORDERS[0]:
+        pytest.skip("a GPU orders its threads itself")
+    monkeypatch.setenv("DOUBLESPARSE_EMULATION_ORDER", request.param)
+    return gpu_device
