@@ -10,5 +10,6 @@ from ._gpu_pairs import GpuPairs
 from ._gpu_rulebook import build_pairs as build_pairs
 from ._gpu_rulebook import coords_of_keys as coords_of_keys
 from ._gpu_rulebook import linear_keys as linear_keys
+from ._gpu_rulebook import output_coords as output_coords
 
 Pairs = GpuPairs

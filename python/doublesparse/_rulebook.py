@@ -12,6 +12,7 @@ from torch import Tensor
 
 from . import _cache, ops
 from ._geometry import Steps, per_axis, resolve
+from ._gpu_pairs import GpuPairs
 from ._torch_compat import untraced
 from ._watch import current as watch
 from .sites import Sites
@@ -38,6 +39,8 @@ class Entry:
     @property
     def n_bytes(self) -> int:
         """Bytes held."""
+        if isinstance(self.pairs, GpuPairs):  # tables: the number of pairs is not known
+            return self.pairs.n_bytes
         return 8 * self.pairs.n_pairs + 8 * self.pairs.n_offsets
 
 
@@ -95,8 +98,9 @@ def _build(sites: Sites, steps: Steps) -> Entry:
     coords = sites.coords
     geometry = (steps.kernel, steps.stride, steps.left, steps.dilation)
     if steps.is_pointwise:
-        rows = torch.arange(sites.n_sites, dtype=torch.int32)
-        return Entry(ops.Pairs(rows, rows, torch.tensor([0, sites.n_sites])), None)
+        rows = torch.arange(sites.n_sites, dtype=torch.int32, device=sites.device)
+        start = torch.arange(2, device=sites.device) * sites.n_sites  # [0, n_sites]
+        return Entry(ops.Pairs(rows, rows, start), None)
     if steps.kind == "submanifold":
         pairs = ops.build_pairs(coords, coords, steps.in_shape, *geometry, symmetric=True)
         return Entry(pairs.reversed(), None)
@@ -205,7 +209,7 @@ class Rulebook:
         """
         pairs = self._entry.pairs
         start = pairs.offset_start
-        offsets = torch.arange(pairs.n_offsets, dtype=torch.int32)
+        offsets = torch.arange(pairs.n_offsets, dtype=torch.int32, device=start.device)
         offset = torch.repeat_interleave(offsets, start[1:] - start[:-1])
         return torch.stack([offset, pairs.src_rows, pairs.dst_rows], 1)
 

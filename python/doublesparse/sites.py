@@ -273,8 +273,8 @@ def _batch_starts(sites: Sites) -> Tensor:
 def _class_numbers(sites: Sites, axes: tuple[AxisClasses, ...]) -> Tensor:
     flat = np.zeros(sites.n_sites, np.int32)
     if math.prod(a.n_classes for a in axes) > 1:
-        coords = sites.coords.numpy()
+        coords = sites.coords.cpu().numpy()
         for a, axis in enumerate(axes):
             flat *= axis.n_classes
             flat += axis.lookup(coords[:, 1 + a])
-    return torch.from_numpy(flat)
+    return torch.from_numpy(flat).to(sites.device)
