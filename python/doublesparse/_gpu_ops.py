@@ -6,5 +6,9 @@ the device but the sizes of results that depend on data.
 
 from __future__ import annotations
 
+from ._gpu_pairs import GpuPairs
+from ._gpu_rulebook import build_pairs as build_pairs
 from ._gpu_rulebook import coords_of_keys as coords_of_keys
 from ._gpu_rulebook import linear_keys as linear_keys
+
+Pairs = GpuPairs
