@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import _C
+from . import _C, _gpu_ops
 from ._checks import check_mask
 from ._kept import DENSE_SHARE, kept_lists, masked
 from ._scratch import scratch
@@ -72,6 +72,8 @@ def linear_keys(coords: Tensor, shape: Ints) -> Tensor:
     """Row-major linear key of every site: int64 (n_sites,) of int32 coords (n_sites, 1 + D)."""
     if traced(coords):
         return torch.ops.doublesparse.linear_keys(coords, shape)
+    if coords.is_cuda:
+        return _gpu_ops.linear_keys(coords, shape)
     keys = torch.empty(len(coords), dtype=torch.int64)
     _C.coords_to_keys(coords, shape, keys, torch.get_num_threads())
     return keys
@@ -81,6 +83,8 @@ def coords_of_keys(keys: Tensor, shape: Ints) -> Tensor:
     """The inverse of ``linear_keys``: int32 (n_sites, 1 + D)."""
     if traced(keys):
         return torch.ops.doublesparse.coords_of_keys(keys, shape)
+    if keys.is_cuda:
+        return _gpu_ops.coords_of_keys(keys, shape)
     coords = torch.empty(len(keys), 1 + len(shape), dtype=torch.int32)
     _C.keys_to_coords(keys, shape, coords, torch.get_num_threads())
     return coords
