@@ -31,6 +31,7 @@ void bind_gpu(pybind11::module_& m) {
   bind_gpu_sites(m);
   bind_gpu_rulebook(m);
   bind_gpu_conv_grad(m);
+  bind_gpu_rows(m);
 }
 
 }  // namespace ds
