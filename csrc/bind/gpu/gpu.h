@@ -43,5 +43,6 @@ void bind_gpu_sites(pybind11::module_& m);
 void bind_gpu_rulebook(pybind11::module_& m);
 void bind_gpu_conv_grad(pybind11::module_& m);
 void bind_gpu_rows(pybind11::module_& m);
+void bind_gpu_spmm(pybind11::module_& m);
 
 }  // namespace ds
