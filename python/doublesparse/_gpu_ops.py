@@ -6,5 +6,8 @@ the device but the sizes of results that depend on data.
 
 from __future__ import annotations
 
+from ._gpu_conv import conv as conv
+from ._gpu_conv import conv_input_grad as conv_input_grad
+from ._gpu_conv import pack_weight as pack_weight
 from ._gpu_rulebook import coords_of_keys as coords_of_keys
 from ._gpu_rulebook import linear_keys as linear_keys

@@ -28,6 +28,7 @@ void throw_if(const char* operation, gpu::Status status) {
 void bind_gpu(pybind11::module_& m) {
   m.def("algorithm_workspace", &gpu::algorithm_workspace, pybind11::arg("n"));
   bind_gpu_sites(m);
+  bind_gpu_conv(m);
 }
 
 }  // namespace ds
