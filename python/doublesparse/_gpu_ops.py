@@ -6,6 +6,9 @@ the device but the sizes of results that depend on data.
 
 from __future__ import annotations
 
+from ._gpu_conv import conv as conv
+from ._gpu_conv import conv_input_grad as conv_input_grad
+from ._gpu_conv import pack_weight as pack_weight
 from ._gpu_conv_grad import conv_weight_grad as conv_weight_grad
 from ._gpu_conv_grad import depthwise as depthwise
 from ._gpu_pairs import GpuPairs
