@@ -21,14 +21,15 @@ _SUBTILES = 16  # of a strip, 8 x 8 each
 _HALVES = (torch.bfloat16, torch.float16)
 
 
-def _padded(matrix: Tensor, rows: int, columns: int) -> Tensor:
+def padded(matrix: Tensor, rows: int, columns: int) -> Tensor:
     """Filled up to multiples of rows and columns."""
     n_rows, n_columns = matrix.shape
     padding = (0, -n_columns % columns, 0, -n_rows % rows)
     return torch.nn.functional.pad(matrix, padding) if any(padding) else matrix
 
 
-def _check_weight(operation: str, weight: Tensor, mask: Tensor) -> None:
+def check_weight(operation: str, weight: Tensor, mask: Tensor) -> None:
+    """Raise where these cannot be packed."""
     if weight.dtype not in _HALVES:
         raise TypeError(
             f"{operation}: weight must be bfloat16 or float16, got {weight.dtype}; convert it"
@@ -42,21 +43,22 @@ def _check_weight(operation: str, weight: Tensor, mask: Tensor) -> None:
         )
 
 
-def _check_product(operation: str, x: Tensor, dtype: torch.dtype, n_columns: int) -> None:
+def check_product(operation: str, name: str, x: Tensor, dtype: torch.dtype, size: int) -> None:
+    """Raise where a left operand does not go with a matrix of this dtype and inner size."""
     if x.dtype != dtype:
         raise TypeError(
-            f"{operation}: x must be {dtype} like the weight, got {x.dtype}; convert it"
+            f"{operation}: {name} must be {dtype} like the weight, got {x.dtype}; convert it"
         )
-    if x.dim() != 2 or x.shape[1] != n_columns:
+    if x.dim() != 2 or x.shape[1] != size:
         raise ValueError(
-            f"{operation}: x must be (m, {n_columns}), got {tuple(x.shape)}; reshape it"
+            f"{operation}: {name} must be (m, {size}), got {tuple(x.shape)}; reshape it"
         )
 
 
-def _in_16_bytes(x: Tensor) -> Tensor:
+def in_16_bytes(x: Tensor) -> Tensor:
     """Contiguous, with rows of whole 16 bytes that begin at such."""
     if x.shape[1] % _UNIT:
-        return _padded(x, 1, _UNIT)
+        return padded(x, 1, _UNIT)
     x = x.contiguous()
     return x if x.data_ptr() % 16 == 0 else x.clone()
 
@@ -70,7 +72,7 @@ def _in_lanes_order(matrix: Tensor) -> Tensor:
     Returns:
         (n_tiles, 4 strips, 16 sub-tiles, 64); zeros where a tile sticks out.
     """
-    matrix = _padded(matrix, TILE, TILE)
+    matrix = padded(matrix, TILE, TILE)
     rows, columns = matrix.shape[0] // TILE, matrix.shape[1] // TILE
     # row tile, strip, row half, row, column tile, step, column half, column
     cells = matrix.reshape(rows, 4, 2, 8, columns, 4, 2, 8).permute(0, 4, 1, 5, 6, 2, 3, 7)
@@ -121,7 +123,7 @@ class BitmapWeight:
         """
         weight = weight.detach()
         mask = weight != 0 if mask is None else mask
-        _check_weight("BitmapWeight.pack", weight, mask)
+        check_weight("BitmapWeight.pack", weight, mask)
         bits = _in_lanes_order(mask)
         counts = bits.flatten(1).sum(1)
         starts = torch.zeros(len(counts) + 1, dtype=torch.int64, device=weight.device)
@@ -135,9 +137,8 @@ class BitmapWeight:
             )
         values = weight.new_zeros(n_units * _UNIT)
         values[_places(bits, counts, starts)] = _in_lanes_order(weight)[bits]
-        return cls(
-            _words(bits), values.view(-1, _UNIT), starts.int(), *weight.shape, int(most_values)
-        )
+        (n_rows, n_columns), values = weight.shape, values.view(-1, _UNIT)
+        return cls(_words(bits), values, starts.int(), n_rows, n_columns, most_values)
 
     @property
     def nbytes(self) -> int:
@@ -192,9 +193,9 @@ def bitmap_spmm(x: Tensor, packed: BitmapWeight, bias: Tensor | None = None) -> 
         TypeError: a wrong dtype.
         ValueError: a shape does not fit.
     """
-    _check_product("bitmap_spmm", x, packed.values.dtype, packed.n_columns)
+    check_product("bitmap_spmm", "x", x, packed.values.dtype, packed.n_columns)
     y = x.new_empty(len(x), packed.n_rows)
-    x = _in_16_bytes(x)
+    x = in_16_bytes(x)
     bias = bias if bias is None else bias.float()
     kernels = gpu()
     partial = torch.empty(

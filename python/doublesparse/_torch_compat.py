@@ -112,8 +112,10 @@ def untraced(f: _F) -> _F:
     return cast("_F", call)
 
 
-from_numpy = untraced(torch.from_numpy)
-"""In a fake mode torch.from_numpy would forget the numbers."""
+@untraced
+def from_numpy(array: Any, device: torch.device) -> Tensor:
+    """A tensor on a device; in a fake mode torch.from_numpy would forget the numbers."""
+    return torch.from_numpy(array).to(device)
 
 
 def check_when_run(condition: torch.Tensor, text: str) -> None:

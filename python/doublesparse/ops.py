@@ -12,7 +12,7 @@ kernels.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -54,6 +54,12 @@ Ints = tuple[int, ...]
 
 _HALF = (torch.bfloat16, torch.float16)
 _GROUP_ROWS = 32  # output rows that share their matrix tiles
+
+
+def pairs_of(src_rows: Tensor, dst_rows: Tensor, offset_start: Tensor) -> Pairs:
+    """`Pairs` on the device of its lists."""
+    kind: Any = cast("Any", _gpu_ops).Pairs if src_rows.is_cuda else Pairs
+    return cast("Pairs", kind(src_rows, dst_rows, offset_start))
 
 
 class Lists(NamedTuple):
@@ -224,9 +230,10 @@ def conv(
     if traced(x):
         lists = (pairs.src_rows, pairs.dst_rows, pairs.offset_start)
         sums = (n_dst, bias, groups, u, u_start, u_rows, transposed)
-        if not torch.is_autocast_enabled("cpu"):
+        device = x.device.type
+        if not torch.is_autocast_enabled(device):
             return torch.ops.doublesparse.conv(x, weight, *lists, *sums)
-        with torch.autocast("cpu", enabled=False):  # raw operators take operands as they are
+        with torch.autocast(device, enabled=False):  # raw operators take operands as they are
             return torch.ops.doublesparse.conv(x, weight, *lists, *sums)
     c_out = weight.shape[1] * groups if transposed else weight.shape[0]
     y = x.new_empty(n_dst, c_out)
@@ -289,6 +296,8 @@ def pack_masked_weight(
     weight: Tensor, mask: Tensor, groups: int = 1, transposed: bool = False
 ) -> Tensor:
     """`pack_weight` for `masked_conv`: the kept weights alone, where lists of them are used."""
+    if weight.is_cuda:
+        return pack_weight(masked(weight, mask).contiguous(), groups, transposed)
     lists = kept_lists(mask, groups, transposed, weight.dtype)
     if lists.share > DENSE_SHARE:
         return pack_weight(masked(weight, mask).contiguous(), groups, transposed)
@@ -335,11 +344,15 @@ def masked_conv(
     if traced(x):
         lists = (pairs.src_rows, pairs.dst_rows, pairs.offset_start)
         sums = (n_dst, bias, groups, u, u_start, u_rows, transposed)
-        if not torch.is_autocast_enabled("cpu"):
+        device = x.device.type
+        if not torch.is_autocast_enabled(device):
             return torch.ops.doublesparse.masked_conv(x, weight, mask, *lists, *sums)
-        with torch.autocast("cpu", enabled=False):  # raw operators take operands as they are
+        with torch.autocast(device, enabled=False):  # raw operators take operands as they are
             return torch.ops.doublesparse.masked_conv(x, weight, mask, *lists, *sums)
     check_mask("masked_conv", mask, weight.shape, weight.device)
+    if x.is_cuda:  # the lists of `_kept` belong to the CPU's kernels
+        weight = masked(weight, mask).contiguous() if packed is None else weight
+        return conv(x, weight, pairs, n_dst, bias, groups, u, u_start, u_rows, transposed, packed)
     c_out = weight.shape[1] * groups if transposed else weight.shape[0]
     on_tiles = x.dtype in _HALF and _C.takes_row_groups(x, c_out, groups)
     kept = kept_lists(mask, groups, transposed, x.dtype)
@@ -392,6 +405,8 @@ def masked_conv_weight_grad(
         return torch.ops.doublesparse.masked_conv_weight_grad(x, dy, mask, *lists, groups)
     shape = (dy.shape[1], x.shape[1] // groups, pairs.n_offsets)
     check_mask("masked_conv_weight_grad", mask, shape, x.device)
+    if x.is_cuda:
+        return masked(conv_weight_grad(x, dy, pairs, groups), mask)
     kept = kept_lists(mask, groups, False, x.dtype)
     on_tiles = x.dtype in _HALF and _C.takes_row_groups(x, dy.shape[1], groups)
     if on_tiles or kept.share > DENSE_SHARE:
