@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import _cache, ops
+from ._device import whole
 from ._geometry import Steps, per_axis, resolve
 from ._gpu_pairs import GpuPairs
 from ._torch_compat import untraced
@@ -39,9 +40,10 @@ class Entry:
     @property
     def n_bytes(self) -> int:
         """Bytes held."""
-        if isinstance(self.pairs, GpuPairs):  # tables: the number of pairs is not known
-            return self.pairs.n_bytes
-        return 8 * self.pairs.n_pairs + 8 * self.pairs.n_offsets
+        pairs: Any = self.pairs
+        if isinstance(pairs, GpuPairs):  # without reading their number back
+            return int(pairs.n_bytes)
+        return int(8 * pairs.n_pairs + 8 * pairs.n_offsets)
 
 
 def find(sites: Sites, steps: Steps) -> Entry:
@@ -99,8 +101,7 @@ def _build(sites: Sites, steps: Steps) -> Entry:
     geometry = (steps.kernel, steps.stride, steps.left, steps.dilation)
     if steps.is_pointwise:
         rows = torch.arange(sites.n_sites, dtype=torch.int32, device=sites.device)
-        start = torch.arange(2, device=sites.device) * sites.n_sites  # [0, n_sites]
-        return Entry(ops.Pairs(rows, rows, start), None)
+        return Entry(ops.Pairs(rows, rows, whole(sites.n_sites, sites.device)), None)
     if steps.kind == "submanifold":
         pairs = ops.build_pairs(coords, coords, steps.in_shape, *geometry, symmetric=True)
         return Entry(pairs.reversed(), None)

@@ -9,11 +9,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import _C
+from . import _C, _gpu_ops
 from ._torch_compat import traced
 
 # The operators need shapes to allocate results; every other check is made by the kernels' binding.
 _NO_SHAPE = (AttributeError, TypeError, ValueError)
+
+
+def _on_gpu(tensor: Tensor) -> bool:
+    """No other kind of argument is refused here."""
+    return getattr(tensor, "is_cuda", False)
 
 
 def _refuse(operation: str, **wanted: tuple[Tensor | None, int]) -> None:
@@ -180,6 +185,8 @@ def join_rows(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
     if traced(a):
         return torch.ops.doublesparse.join_rows(a, b)
+    if _on_gpu(a):
+        return _gpu_ops.join_rows(a, b)
     try:
         most = len(a) + len(b)
     except TypeError:
@@ -214,6 +221,8 @@ def add_rows(
     if traced(a):
         args = (a, ground_a, from_a, b, ground_b, from_b, scale)
         return torch.ops.doublesparse.add_rows(*args)
+    if _on_gpu(a):
+        return _gpu_ops.add_rows(a, ground_a, from_a, b, ground_b, from_b, scale)
     try:
         y = a.new_empty(len(from_a), a.shape[1])
     except (*_NO_SHAPE, IndexError):
@@ -238,6 +247,8 @@ def scatter_rows(rows: Tensor, place: Tensor, n_out: int) -> Tensor:
     if traced(rows):
         return torch.ops.doublesparse.scatter_rows(rows, place, n_out)
     _require_size("scatter_rows", "n_out", n_out)
+    if _on_gpu(rows):
+        return _gpu_ops.scatter_rows(rows, place, n_out)
     try:
         out = rows.new_empty(n_out, rows.shape[1])
     except (*_NO_SHAPE, IndexError):
@@ -263,6 +274,8 @@ def segment_sum(
     """
     if traced(values):
         return torch.ops.doublesparse.segment_sum(values, rows, start, bias)
+    if _on_gpu(values):
+        return _gpu_ops.segment_sum(values, rows, start, bias)
     try:
         n_values, n_channels = values.shape
         (n_starts,) = start.shape
@@ -287,6 +300,8 @@ def segment_sum_sq(values: Tensor, start: Tensor, mean: Tensor) -> Tensor:
     """
     if traced(values):
         return torch.ops.doublesparse.segment_sum_sq(values, start, mean)
+    if _on_gpu(values):
+        return _gpu_ops.segment_sum_sq(values, start, mean)
     try:
         n_values, n_channels = values.shape
         (n_starts,) = start.shape

@@ -12,6 +12,7 @@ kernels.
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -99,7 +100,7 @@ def build_pairs(
     """
     walk = (target_shape, kernel, stride, padding, dilation, symmetric)
     if query_coords.is_cuda:
-        return _gpu_ops.build_pairs(query_coords, target_coords, *walk)
+        return cast("Pairs", _gpu_ops.build_pairs(query_coords, target_coords, *walk))
     plan = _C.PairPlan(query_coords, target_coords, *walk)
     threads = torch.get_num_threads()
     workspace = scratch(plan.workspace(), torch.int64)
@@ -161,6 +162,8 @@ def pack_weight(weight: Tensor, groups: int = 1, transposed: bool = False) -> Te
         groups: as of ``conv``.
         transposed: as of ``conv``.
     """
+    if weight.is_cuda:
+        return _gpu_ops.pack_weight(weight, groups, transposed)
     c_in, c_out = weight.shape[1] * groups, weight.shape[0]
     if transposed:
         c_in, c_out = c_out, c_in
@@ -205,10 +208,14 @@ def conv(
     if traced(x):
         lists = (pairs.src_rows, pairs.dst_rows, pairs.offset_start)
         sums = (n_dst, bias, groups, u, u_start, u_rows, transposed)
-        if not torch.is_autocast_enabled("cpu"):
+        device = x.device.type
+        if not torch.is_autocast_enabled(device):
             return torch.ops.doublesparse.conv(x, weight, *lists, *sums)
-        with torch.autocast("cpu", enabled=False):  # raw operators take operands as they are
+        with torch.autocast(device, enabled=False):  # raw operators take operands as they are
             return torch.ops.doublesparse.conv(x, weight, *lists, *sums)
+    if x.is_cuda:
+        given = (bias, groups, u, u_start, u_rows, transposed, packed)
+        return _gpu_ops.conv(x, weight, pairs, n_dst, *given)
     c_out = weight.shape[1] * groups if transposed else weight.shape[0]
     y = x.new_empty(n_dst, c_out)
     threads = torch.get_num_threads()
@@ -247,6 +254,8 @@ def conv_input_grad(
     if traced(dy):
         lists = (pairs.src_rows, pairs.dst_rows, pairs.offset_start)
         return torch.ops.doublesparse.conv_input_grad(dy, weight, *lists, n_src, groups)
+    if dy.is_cuda:
+        return _gpu_ops.conv_input_grad(dy, weight, pairs, n_src, groups)
     return conv(dy, weight, pairs.reversed(), n_src, groups=groups, transposed=True)
 
 
@@ -255,6 +264,8 @@ def conv_weight_grad(x: Tensor, dy: Tensor, pairs: Pairs, groups: int = 1) -> Te
     if traced(x):
         lists = (pairs.src_rows, pairs.dst_rows, pairs.offset_start)
         return torch.ops.doublesparse.conv_weight_grad(x, dy, *lists, groups)
+    if x.is_cuda:
+        return _gpu_ops.conv_weight_grad(x, dy, pairs, groups)
     c_in, c_out = x.shape[1], dy.shape[1]
     dw = x.new_empty(c_out, c_in // groups, pairs.n_offsets)
     size = _C.conv_weight_grad_workspace(x, dy, pairs, groups)
@@ -268,6 +279,8 @@ def pack_masked_weight(
     weight: Tensor, mask: Tensor, groups: int = 1, transposed: bool = False
 ) -> Tensor:
     """`pack_weight` for `masked_conv`: the kept weights alone, where lists of them are used."""
+    if weight.is_cuda:
+        return pack_weight(masked(weight, mask).contiguous(), groups, transposed)
     lists = kept_lists(mask, groups, transposed, weight.dtype)
     if lists.share > DENSE_SHARE:
         return pack_weight(masked(weight, mask).contiguous(), groups, transposed)
@@ -314,11 +327,15 @@ def masked_conv(
     if traced(x):
         lists = (pairs.src_rows, pairs.dst_rows, pairs.offset_start)
         sums = (n_dst, bias, groups, u, u_start, u_rows, transposed)
-        if not torch.is_autocast_enabled("cpu"):
+        device = x.device.type
+        if not torch.is_autocast_enabled(device):
             return torch.ops.doublesparse.masked_conv(x, weight, mask, *lists, *sums)
-        with torch.autocast("cpu", enabled=False):  # raw operators take operands as they are
+        with torch.autocast(device, enabled=False):  # raw operators take operands as they are
             return torch.ops.doublesparse.masked_conv(x, weight, mask, *lists, *sums)
     check_mask("masked_conv", mask, weight.shape, weight.device)
+    if x.is_cuda:  # the lists of `_kept` belong to the CPU's kernels
+        weight = masked(weight, mask).contiguous() if packed is None else weight
+        return conv(x, weight, pairs, n_dst, bias, groups, u, u_start, u_rows, transposed, packed)
     c_out = weight.shape[1] * groups if transposed else weight.shape[0]
     on_tiles = x.dtype in _HALF and _C.takes_row_groups(x, c_out, groups)
     kept = kept_lists(mask, groups, transposed, x.dtype)
@@ -371,6 +388,8 @@ def masked_conv_weight_grad(
         return torch.ops.doublesparse.masked_conv_weight_grad(x, dy, mask, *lists, groups)
     shape = (dy.shape[1], x.shape[1] // groups, pairs.n_offsets)
     check_mask("masked_conv_weight_grad", mask, shape, x.device)
+    if x.is_cuda:
+        return masked(conv_weight_grad(x, dy, pairs, groups), mask)
     kept = kept_lists(mask, groups, False, x.dtype)
     on_tiles = x.dtype in _HALF and _C.takes_row_groups(x, dy.shape[1], groups)
     if on_tiles or kept.share > DENSE_SHARE:

@@ -1,0 +1,25 @@
+"""Sums over segments, rows added and set, on the device: oracle, CPU, and what is special there."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from on_device import check
+
+import cases
+
+NAMES = ("segment_sum", "segment_sum_sq", "scatter_rows", "join_rows", "add_rows")
+BY_NAME = {case.name: case for case in cases.OP_CASES}
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+by_case_and_type = pytest.mark.parametrize(
+    ("case", "dtype"),
+    [pytest.param(BY_NAME[n], d, id=f"{n}-{d}") for n in NAMES for d in BY_NAME[n].dtypes],
+)
+
+
+@by_case_and_type
+def test_cases(case, dtype, rng, gpu_device: torch.device) -> None:
+    proofs = [check(case, s, gpu_device) for s in case.samples(rng, dtype, True)]
+    if not case.indices:
+        proofs += [check(case, s, gpu_device) for s in case.samples(rng, dtype, False)]
+    assert any(proofs), "this proves nothing: the oracle's answers are all zero or empty"
