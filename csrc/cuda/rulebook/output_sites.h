@@ -17,8 +17,9 @@ struct AxisFan {
   int64_t now, next;  // extents before and after; of an axis that is left alone n_outputs is 0
   int64_t kernel, stride, padding, dilation;
   int64_t n_outputs;  // at most, per cell
-  int64_t divisor, period,
-      inverse;  // gcd(stride, dilation); stride / it; of dilation / it, modulo period
+  int64_t divisor;    // of stride and dilation, the greatest
+  int64_t period;     // stride / divisor
+  int64_t inverse;    // of dilation / divisor, modulo period
 };
 AxisFan axis_fan(int64_t now, int64_t next, int64_t kernel, int64_t stride, int64_t padding,
                  int64_t dilation, bool transposed);
