@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ._device import gpu
 from ._gpu_conv_grad import depthwise
-from ._gpu_pairs import GpuPairs
 
 _HALF = (torch.bfloat16, torch.float16)
 _PLAN_ROWS = 32  # sorted rows that share a mask
@@ -32,7 +31,7 @@ def pack_weight(weight: Tensor, groups: int = 1, transposed: bool = False) -> Te
 def conv(
     x: Tensor,
     weight: Tensor,
-    pairs: GpuPairs,
+    pairs: Any,
     n_dst: int,
     bias: Tensor | None = None,
     groups: int = 1,
@@ -61,16 +60,16 @@ def conv(
     return y
 
 
-def conv_input_grad(
-    dy: Tensor, weight: Tensor, pairs: GpuPairs, n_src: int, groups: int = 1
-) -> Tensor:
+def conv_input_grad(dy: Tensor, weight: Tensor, pairs: Any, n_src: int, groups: int = 1) -> Tensor:
     """`ops.conv_input_grad`."""
     return conv(dy, weight, pairs.reversed(), n_src, groups=groups, transposed=True)
 
 
 def _check_weight(x: Tensor, weight: Tensor, n_offsets: int, groups: int, transposed: bool) -> None:
     """What the size of a packed weight does not tell, as it is padded."""
-    c_in, axis = (x.shape[-1], 0) if transposed else (x.shape[-1] // max(groups, 1), 1)
+    if groups < 1 or x.shape[-1] % groups:
+        return  # which the kernel says
+    c_in, axis = (x.shape[-1], 0) if transposed else (x.shape[-1] // groups, 1)
     if weight.ndim != 3 or weight.shape[axis] != c_in or weight.shape[2] != n_offsets:
         shape = ["any", "any", str(n_offsets)]
         shape[axis] = str(c_in)
@@ -85,7 +84,7 @@ def _is_depthwise(weight: Tensor, groups: int) -> bool:
     return groups > 1 and weight.shape[0] == groups and weight.shape[1] == 1
 
 
-def _row_plan(pairs: GpuPairs, table: Tensor, n_src: int) -> _RowPlan:
+def _row_plan(pairs: Any, table: Tensor, n_src: int) -> _RowPlan:
     """Rows with the same neighbours together, for tiles; kept with the pairs."""
     n_offsets, n_dst = table.shape
     key = ("row plan", n_src, n_dst)
