@@ -288,6 +288,8 @@ def conv_weight_grad(x: Tensor, dy: Tensor, pairs: Pairs, groups: int = 1) -> Te
     if traced(x):
         lists = (pairs.src_rows, pairs.dst_rows, pairs.offset_start)
         return torch.ops.doublesparse.conv_weight_grad(x, dy, *lists, groups)
+    if x.is_cuda:
+        return _gpu_ops.conv_weight_grad(x, dy, pairs, groups)
     c_in, c_out = x.shape[1], dy.shape[1]
     dw = x.new_empty(c_out, c_in // groups, pairs.n_offsets)
     size = _C.conv_weight_grad_workspace(x, dy, pairs, groups)
