@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ._device import gpu
-from ._gpu_pairs import GpuPairs
 
 _HALF = (torch.bfloat16, torch.float16)
 
@@ -15,7 +16,7 @@ def _sum_type(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in _HALF else dtype
 
 
-def conv_weight_grad(x: Tensor, dy: Tensor, pairs: GpuPairs, groups: int = 1) -> Tensor:
+def conv_weight_grad(x: Tensor, dy: Tensor, pairs: Any, groups: int = 1) -> Tensor:
     """`ops.conv_weight_grad`; float32 on the matrix units where torch's products may be (tf32)."""
     c_in, c_out, n_offsets = x.shape[1], dy.shape[1], pairs.n_offsets
     kernels = gpu()
@@ -31,7 +32,7 @@ def conv_weight_grad(x: Tensor, dy: Tensor, pairs: GpuPairs, groups: int = 1) ->
 def depthwise(
     x: Tensor,
     weight: Tensor,
-    pairs: GpuPairs,
+    pairs: Any,
     n_dst: int,
     bias: Tensor | None = None,
     u: Tensor | None = None,
