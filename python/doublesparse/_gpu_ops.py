@@ -11,6 +11,10 @@ from ._gpu_conv import conv_input_grad as conv_input_grad
 from ._gpu_conv import pack_weight as pack_weight
 from ._gpu_conv_grad import conv_weight_grad as conv_weight_grad
 from ._gpu_conv_grad import depthwise as depthwise
+from ._gpu_masked_conv import masked_conv as masked_conv
+from ._gpu_masked_conv import masked_conv_input_grad as masked_conv_input_grad
+from ._gpu_masked_conv import masked_conv_weight_grad as masked_conv_weight_grad
+from ._gpu_masked_conv import pack_masked_weight as pack_masked_weight
 from ._gpu_pairs import GpuPairs
 from ._gpu_rulebook import build_pairs as build_pairs
 from ._gpu_rulebook import coords_of_keys as coords_of_keys
