@@ -29,6 +29,7 @@ void bind_gpu(pybind11::module_& m) {
   m.def("algorithm_workspace", &gpu::algorithm_workspace, pybind11::arg("n"));
   bind_gpu_sites(m);
   bind_gpu_rows(m);
+  bind_gpu_windows(m);
 }
 
 }  // namespace ds

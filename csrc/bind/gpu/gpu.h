@@ -40,5 +40,6 @@ void on_device(const char* operation, const TensorView& like, const Run& run) {
 // The families.
 void bind_gpu_sites(pybind11::module_& m);
 void bind_gpu_rows(pybind11::module_& m);
+void bind_gpu_windows(pybind11::module_& m);
 
 }  // namespace ds
