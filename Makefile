@@ -3,11 +3,13 @@
 # PYTHON  the interpreter that .venv is made from (3.10 or newer)
 # TORCH   the one place where torch is pinned; any requirement that pip takes, options included, e.g.
 #         make demo TORCH="torch==2.6.0 --index-url https://download.pytorch.org/whl/cpu"
+# CUDA    whether `make demo`, `test`, `bench` and `dev` build the CUDA kernels: ON, OFF, or AUTO (where nvcc works)
 # DOUBLESPARSE_DATA   folder with real data sets: tests and demo use what they find there
 TORCH  ?= torch==2.13.0
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $$p && break; done)
 VENV   ?= .venv
+CUDA   ?= OFF
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -23,13 +25,15 @@ PINS    := $(VENV)/constraints.txt
 WHEELS  := build/wheels
 STAMPS  := $(VENV)/stamps
 SOURCES := CMakeLists.txt pyproject.toml README.md LICENSE \
-	$(shell find csrc python -type f -not -name '*.so' -not -name '*.pyc' 2>/dev/null)
+	$(shell find cmake csrc python -type f -not -name '*.so' -not -name '*.pyc' 2>/dev/null)
 
-.PHONY: help demo test bench dev lint format clean distclean
+.PHONY: help demo test bench dev cuda-compile cuda-check lint format clean distclean
 help:
 	@echo "make demo    train on pen strokes, print a table, plot     make test   the whole test suite"
 	@echo "make bench   the speed table against its bars, and JSON    make lint   ruff, mypy, clang-format"
 	@echo "make dev     incremental build into python/doublesparse    make clean  builds and caches"
+	@echo "make cuda-compile  the CUDA kernels, without a GPU: warnings, spills and a link fail"
+	@echo "make cuda-check    on a GPU, offline: builds, tests, compute-sanitizer, benchmarks; 9 minutes"
 
 demo: $(STAMPS)/demo
 	$(BIN)/python -m doublesparse demo $(DEMO_ARGS)
@@ -61,19 +65,28 @@ ifneq ($(TORCH),$(shell cat $(STAMPS)/pin 2>/dev/null))
 .PHONY: $(STAMPS)/torch
 endif
 
-# The wheel, built in isolation (no torch there), installed over the previous one.
+# The wheel, built in isolation (no torch there), installed over the previous one: as users get it, or
+# for tests with the emulated kernels, which run tests/cuda on any machine.
+define install_wheel
+rm -rf $(WHEELS)
+$(PIP) wheel --quiet --no-deps --wheel-dir $(WHEELS) --config-settings=cmake.define.DOUBLESPARSE_CUDA=$(CUDA) \
+	--config-settings=cmake.define.DOUBLESPARSE_EMULATED=$(1) .
+$(PIP) install --quiet --force-reinstall --no-deps $(WHEELS)/*.whl
+$(PIP) install --quiet --constraint $(PINS) "$$(echo $(WHEELS)/*.whl)"
+endef
 $(STAMPS)/package: $(STAMPS)/torch $(SOURCES)
-	rm -rf $(WHEELS)
-	$(PIP) wheel --quiet --no-deps --wheel-dir $(WHEELS) .
-	$(PIP) install --quiet --force-reinstall --no-deps $(WHEELS)/*.whl
-	$(PIP) install --quiet --constraint $(PINS) "$$(echo $(WHEELS)/*.whl)"
+	$(call install_wheel,OFF)
+	@rm -f $(STAMPS)/emulated
 	@touch $@
+$(STAMPS)/emulated: $(STAMPS)/torch $(SOURCES)
+	$(call install_wheel,ON)
+	@touch $(STAMPS)/package $@
 
 $(STAMPS)/demo: $(STAMPS)/package
 	$(PIP) install --quiet --constraint $(PINS) "$$(echo $(WHEELS)/*.whl)[demo]"
 	@touch $@
 
-$(STAMPS)/test: $(STAMPS)/package
+$(STAMPS)/test: $(STAMPS)/emulated
 	$(PIP) install --quiet --constraint $(PINS) "$$(echo $(WHEELS)/*.whl)[demo,test]"
 	@touch $@
 
@@ -90,29 +103,50 @@ $(STAMPS)/bench: $(STAMPS)/package
 $(VENV)/bin/python:
 	$(MAKE) $(STAMPS)/torch
 
+# cmake, ninja and pybind11 of that environment; then: $(call configure,folder,options)
+BUILD_TOOLS = $(DEV_PYTHON) -c 'import cmake, ninja, pybind11' 2>/dev/null || \
+	$(DEV_PYTHON) -m pip install --quiet "cmake>=3.20" ninja "pybind11>=3"
+configure = PATH="$(abspath $(dir $(DEV_PYTHON))):$$PATH" cmake -S . -B $(1) -G Ninja --log-level=WARNING \
+	-DCMAKE_BUILD_TYPE=Release -DCMAKE_EXPORT_COMPILE_COMMANDS=ON \
+	-DPython_EXECUTABLE=$(abspath $(DEV_PYTHON)) -DSKBUILD_PROJECT_VERSION=dev \
+	-Dpybind11_DIR="$$($(DEV_PYTHON) -m pybind11 --cmakedir)" $(2)
+build = PATH="$(abspath $(dir $(DEV_PYTHON))):$$PATH" cmake --build $(1)
+
 dev: $(DEV_PYTHON)
-	@$(DEV_PYTHON) -c 'import cmake, ninja, pybind11' 2>/dev/null || \
-		$(DEV_PYTHON) -m pip install --quiet "cmake>=3.20" ninja "pybind11>=3"
-	PATH="$(dir $(DEV_PYTHON)):$$PATH" cmake -S . -B $(DEV_BUILD) -G Ninja --log-level=WARNING \
-		-DCMAKE_BUILD_TYPE=Release -DCMAKE_EXPORT_COMPILE_COMMANDS=ON \
-		-DPython_EXECUTABLE=$(abspath $(DEV_PYTHON)) -DSKBUILD_PROJECT_VERSION=dev \
-		-Dpybind11_DIR="$$($(DEV_PYTHON) -m pybind11 --cmakedir)" \
-		-DCMAKE_LIBRARY_OUTPUT_DIRECTORY="$(CURDIR)/python/doublesparse"
-	PATH="$(dir $(DEV_PYTHON)):$$PATH" cmake --build $(DEV_BUILD)
+	@$(BUILD_TOOLS)
+	$(call configure,$(DEV_BUILD),-DDOUBLESPARSE_CUDA=$(CUDA) -DDOUBLESPARSE_EMULATED=ON \
+		-DCMAKE_LIBRARY_OUTPUT_DIRECTORY="$(CURDIR)/python/doublesparse")
+	$(call build,$(DEV_BUILD))
+
+# build/cuda is kept, and so is what ptxas said of each object. The extension then has to load where no driver is.
+cuda-compile: $(DEV_PYTHON)
+	@$(BUILD_TOOLS)
+	$(call configure,build/cuda,-DDOUBLESPARSE_CUDA=ON -DDOUBLESPARSE_EMULATED=OFF \
+		-DCMAKE_CUDA_COMPILER_LAUNCHER="$(abspath $(DEV_PYTHON));$(CURDIR)/bench/ptxas_report.py;--run" \
+		-DCMAKE_CUDA_FLAGS="-Werror=all-warnings -Xptxas=-v" \
+		-DCMAKE_LIBRARY_OUTPUT_DIRECTORY="$(CURDIR)/build/cuda/module")
+	$(call build,build/cuda)
+	@cd build/cuda/module && $(abspath $(DEV_PYTHON)) -c 'import _C; assert _C.has_cuda; print(_C.gpu)'
+	$(DEV_PYTHON) bench/ptxas_report.py build/cuda
+
+# For the packages of a plain CUDA and PyTorch image, offline: the interpreter that has torch.
+CHECK_PYTHON ?= $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV)/bin/python,python3)
+cuda-check:
+	$(CHECK_PYTHON) bench/cuda_check.py $(CHECK_ARGS)
 
 lint:
 	$(DEV_PYTHON) -m ruff check python tests bench
 	$(DEV_PYTHON) -m mypy
 	@if command -v clang-format >/dev/null; then \
-		find csrc \( -name '*.h' -o -name '*.cpp' \) -print0 | xargs -0 clang-format --dry-run -Werror; \
+		find csrc \( -name '*.h' -o -name '*.cpp' -o -name '*.cu' \) -print0 | xargs -0 clang-format --dry-run -Werror; \
 	else echo "clang-format is not installed: C++ layout not checked"; fi
 
 format:
 	$(DEV_PYTHON) -m ruff check --fix --select I python tests bench
-	find csrc \( -name '*.h' -o -name '*.cpp' \) -print0 | xargs -0 clang-format -i
+	find csrc \( -name '*.h' -o -name '*.cpp' -o -name '*.cu' \) -print0 | xargs -0 clang-format -i
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 
 distclean: clean
-	rm -rf $(VENV) python/doublesparse/_C*.so
+	rm -rf $(VENV) python/doublesparse/_C*.so python/doublesparse/_emulated*.so

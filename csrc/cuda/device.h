@@ -1,19 +1,24 @@
 // What every CUDA source includes: the language of kernels, and how one is launched. A kernel is
-// written once. nvcc compiles it for the GPU; with DS_EMULATED, a C++ compiler makes of it a program
-// that runs every block and thread on the CPU (cuda/emulation/), which is how tests run all kernels
-// on machines without a GPU. So kernels use the names below instead of CUDA's own where the two
-// must differ: shared<T>(), sync_block(), sync_warp(), ballot(), shuffle(), atomic_*(), and what
-// mma.h and async_copy.h define.
+// written once. nvcc compiles it for the GPU; with DS_EMULATED, a C++ compiler makes of it a
+// program that runs every block and thread on the CPU (cuda/emulation/), which is how tests run all
+// kernels on machines without a GPU. So kernels use the names below instead of CUDA's own where the
+// two must differ: shared<T>(), sync_block(), sync_warp(), ballot(), shuffle(), atomic_*(), and
+// what mma.h and async_copy.h define.
 #pragma once
 #include <cstddef>
 #include <cstdint>
 
 #include "core/half.h"
 
+// DS_KERNELS: in what compiles kernels. Bindings, plain C++, see the rest of this file only.
 #ifdef DS_EMULATED
-#include "cuda/emulation/emulation.h"
+  #define DS_KERNELS
+  #include "cuda/emulation/emulation.h"
 #else
-#include <cuda_runtime.h>
+  #ifdef __CUDACC__
+    #define DS_KERNELS
+  #endif
+  #include <cuda_runtime.h>
 #endif
 
 #define DS_HOST_DEVICE __host__ __device__ inline
@@ -112,7 +117,7 @@ T read_only(const T* at) {
   return *at;
 }
 
-#else
+#elif defined(DS_KERNELS)
 
 // The block's shared memory as one struct of arrays; its size is given to launch().
 template <class T>
@@ -177,6 +182,7 @@ DS_DEVICE T read_only(const T* at) {  // through the read-only path; T a type th
 
 #endif
 
+#ifdef DS_KERNELS
 // N values that are loaded and stored together, at most 16 bytes, aligned to their size.
 template <class T, int N>
 struct alignas(sizeof(T) * N) Pack {
@@ -212,12 +218,12 @@ template <class... Params, class... Args>
 Status launch(const Stream& stream, const Grid& grid, int threads, size_t shared_bytes,
               void (*kernel)(Params...), const Args&... args) {
   if (grid.x <= 0 || grid.y <= 0 || grid.z <= 0) return 0;
-#ifdef DS_EMULATED
+  #ifdef DS_EMULATED
   (void)stream;
   return emulation::run(
       {static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y), static_cast<unsigned>(grid.z)},
       static_cast<unsigned>(threads), shared_bytes, [&] { kernel(args...); });
-#else
+  #else
   if (shared_bytes > 48 * 1024) {
     const cudaError_t status = cudaFuncSetAttribute(
         kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
@@ -227,8 +233,10 @@ Status launch(const Stream& stream, const Grid& grid, int threads, size_t shared
                     static_cast<unsigned>(grid.z));
   kernel<<<blocks, threads, shared_bytes, static_cast<cudaStream_t>(stream.handle)>>>(args...);
   return cudaGetLastError();
-#endif
+  #endif
 }
+
+#endif
 
 // Blocks of a grid-stride loop over n items: enough to fill any GPU, few enough to launch quickly.
 DS_HOST_DEVICE int64_t blocks_for(int64_t n, int threads) {
@@ -238,7 +246,8 @@ DS_HOST_DEVICE int64_t blocks_for(int64_t n, int threads) {
 
 // Memory that the caller's stream owns, and copies on it. `n_bytes` may be 0.
 Status fill_bytes(const Stream& stream, void* at, int byte, int64_t n_bytes);
-Status copy_to_host(const Stream& stream, void* host, const void* device, int64_t n_bytes);  // waits
+Status copy_to_host(const Stream& stream, void* host, const void* device,
+                    int64_t n_bytes);  // waits
 int n_multiprocessors(const Stream& stream);
 
 // Makes stream.device current while it lives.

@@ -19,6 +19,7 @@ from . import _cache, _classes, _crossover, ops
 from ._autograd import Segments, gather_rows, segment_sum
 from ._checks import check_shape
 from ._classes import Array, AxisClasses
+from ._device import moved
 from ._geometry import Ints
 from ._global_pool import global_avg_pool
 from ._ground import GroundState
@@ -106,7 +107,7 @@ def adaptive_avg_pool(
     key = ("adaptive", size, axes, n_samples)
     plan = _cache.get(sites, key)
     if plan is None:
-        plan = _build(sites, size, axes, n_samples)
+        plan = moved(_build(sites.host(), size, axes, n_samples), sites.device)
         held = 3 * plan.active.n_bytes + 12 * plan.sites.coords.numel()
         held += 0 if plan.site_ground is None else 3 * plan.site_ground.segments.n_bytes
         plan = _cache.put(sites, key, plan, held)

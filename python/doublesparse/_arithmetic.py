@@ -29,7 +29,7 @@ from .tensor import SparseTensor
 # ------------------------------------------------------------------ classes
 def _common_grounds(grounds: Sequence[GroundState]) -> tuple[list[Tensor], Any]:
     """Values of all grounds on common class maps: shapes that agree but for the channels."""
-    axes, rows = refinement(tuple(g.axes for g in grounds))
+    axes, rows = refinement(tuple(g.axes for g in grounds), grounds[0].values.device)
     values = [ground.index(axes, r).values for ground, r in zip(grounds, rows, strict=True)]
     n_samples = max(v.shape[0] for v in values)
     shape = (n_samples, *(a.n_classes for a in axes))

@@ -18,6 +18,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from . import ops
+from ._device import whole
 from ._torch_compat import fast_apply, outside_transforms, traced
 
 Grads = tuple[Tensor | None, ...]
@@ -45,15 +46,15 @@ def once(backward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @lru_cache(maxsize=256)
-def _one_segment(n: int) -> Tensor:
-    return torch.tensor([0, n])
+def _one_segment(n: int, device: torch.device) -> Tensor:
+    return whole(n, device)
 
 
 def column_sum(rows: Tensor) -> Tensor:
     """Sum over rows in a fixed order: (C,)."""
     if traced(rows):
         return torch.ops.doublesparse.column_sum(rows)
-    return ops.segment_sum(rows, None, _one_segment(rows.shape[0])).view(-1)
+    return ops.segment_sum(rows, None, _one_segment(rows.shape[0], rows.device)).view(-1)
 
 
 # ------------------------------------------------------------------ sums of rows
@@ -75,9 +76,15 @@ class Segments:
         self._inverse: tuple[Tensor, Tensor] | None = None
 
     @staticmethod
-    def identity(n: int) -> Segments:
+    def identity(n: int, device: torch.device) -> Segments:
         """Every row its own sum."""
-        return Segments(torch.arange(n, dtype=torch.int32), torch.arange(n + 1), n)
+        rows = torch.arange(n, dtype=torch.int32, device=device)
+        return Segments(rows, torch.arange(n + 1, device=device), n)
+
+    def to(self, device: torch.device) -> Segments:
+        """These on another device."""
+        rows = None if self.rows is None else self.rows.to(device)
+        return Segments(rows, self.start.to(device), self.n_values)
 
     @property
     def inverse(self) -> tuple[Tensor, Tensor]:
@@ -87,13 +94,7 @@ class Segments:
             start (n_values + 1,), and the segments that each value goes to.
         """
         if self._inverse is None:
-            start = self.start
-            first, last = (int(start[0]), int(start[-1])) if len(start) > 1 else (0, 0)
-            if self.rows is None:
-                rows = torch.arange(first, last, dtype=torch.int32)
-            else:
-                rows = self.rows[first:last].to(torch.int32)
-            segment = torch.repeat_interleave(start[1:] - start[:-1])
+            rows, segment = (_joined_on_gpu if self.start.is_cuda else _joined)(self)
             value_start, position = ops.invert_rows(rows, self.n_values)
             self._inverse = value_start, segment[position]
         return self._inverse
@@ -101,8 +102,41 @@ class Segments:
     @property
     def n_bytes(self) -> int:
         """Bytes of the rows and of the inverse that a backward pass will build."""
-        n = int(self.start[-1]) if len(self.start) else 0
+        if self.start.is_cuda:  # a bound: no number is read back
+            n = self.n_values if self.rows is None else len(self.rows)
+        else:
+            n = int(self.start[-1]) if len(self.start) else 0
         return 8 * len(self.start) + 8 * self.n_values + 12 * n
+
+
+def _joined(of: Segments) -> tuple[Tensor, Tensor]:
+    """The value rows that are summed, int32, and the segment of each."""
+    start = of.start
+    first, last = (int(start[0]), int(start[-1])) if len(start) > 1 else (0, 0)
+    if of.rows is None:
+        rows = torch.arange(first, last, dtype=torch.int32)
+    else:
+        rows = of.rows[first:last].to(torch.int32)
+    return rows, torch.repeat_interleave(start[1:] - start[:-1])
+
+
+def _joined_on_gpu(of: Segments) -> tuple[Tensor, Tensor]:
+    """`_joined` without reading a number back: rows outside all segments are -1."""
+    if of.rows is None:
+        rows = torch.arange(of.n_values, dtype=torch.int32, device=of.start.device)
+    else:
+        rows = of.rows.to(torch.int32)
+    segment, inside = segment_of_row(of.start, len(rows))
+    return torch.where(inside, rows, -1), segment
+
+
+def segment_of_row(start: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """The segment of each of n rows, and whether there is one (else some segment is named)."""
+    n_segments = max(len(start) - 1, 0)
+    row = torch.arange(n, device=start.device)
+    segment = torch.searchsorted(start, row, right=True) - 1
+    inside = (segment >= 0) & (segment < n_segments)
+    return segment.clamp(0, max(n_segments - 1, 0)), inside
 
 
 def spread(dy: Tensor, segments: Segments) -> Tensor:
@@ -151,6 +185,11 @@ def segment_sum_sq_grads(
     """Gradients of `segment_sum_sq` with respect to values and mean."""
     if traced(dy):
         return torch.ops.doublesparse.segment_sum_sq_grads(dy, values, start, mean)
+    if values.is_cuda:
+        segment, inside = segment_of_row(start, len(values))
+        deviation = (values - mean[segment]) * (2 * dy[segment])
+        deviation = torch.where(inside[:, None], deviation, 0.0)
+        return deviation, -ops.segment_sum(deviation, None, start)
     segment = torch.repeat_interleave(start[1:] - start[:-1])
     first, last = int(start[0]), int(start[-1])
     deviation = (values[first:last] - mean[segment]) * (2 * dy[segment])

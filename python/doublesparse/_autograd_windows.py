@@ -29,6 +29,10 @@ class Table:
         self.rows = rows
         self._inverse: dict[tuple[bool, int], tuple[Tensor, Tensor]] = {}
 
+    def to(self, device: torch.device) -> Table:
+        """This on another device."""
+        return Table(self.rows.to(device))
+
     def inverse(self, n_rows: int, ground: bool = False) -> tuple[Tensor, Tensor]:
         """Where each feature row (class row) is read; kept.
 

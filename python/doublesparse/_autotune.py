@@ -70,7 +70,7 @@ class _Measurer(Watcher):
         layer: Layer,
         run: Callable[[SparseTensor, Choice], SparseTensor],
     ) -> None:
-        machine = _costs.machine(x.dtype)
+        machine = _costs.machine(x.dtype, x.features.is_cuda)
         n_out = _crossover.output_sites(x.sites, layer.steps).n_sites
         work = _crossover.work_of(x, *layer.shape)._replace(n_out=n_out)
         if not x.saturated:

@@ -96,7 +96,7 @@ def _collate_grounds(batch: Sequence[SparseTensor]) -> GroundState | None:
         return common
     # a saturated sample's ground is arbitrary; it has rows only to keep the numbering
     states = [(common if x.sites.is_full else x.ground, x.batch_size) for x in batch]
-    axes, refined = refinement(tuple(s.axes for s, _ in states if s))
+    axes, refined = refinement(tuple(s.axes for s, _ in states if s), common.values.device)
     values = []
     for (state, size), classes in zip(states, refined, strict=True):
         assert state is not None

@@ -151,16 +151,16 @@ def _with_ground(
         u = layer.remembered(
             ground,
             "u",
-            lambda: layer.rows(rows, every_tap(n_rows, n_offsets), n_rows * n_offsets),
+            lambda: layer.rows(rows, every_tap(n_rows, n_offsets, rows.device), n_rows * n_offsets),
         )
         taps, site_bias = site_taps(x.sites, out_sites, steps, entry, ground), bias
     else:  # u piece by piece, the bias in its sums
         u = layer.sums(rows, site_pieces(out_sites, steps, entry, ground, row_bytes))
-        taps, site_bias = Segments.identity(n_out), None
+        taps, site_bias = Segments.identity(n_out, rows.device), None
 
     def respond() -> GroundState:
         if whole:
-            values = layer.classes(u, class_taps(steps, ground.axes, n_samples))
+            values = layer.classes(u, class_taps(steps, ground.axes, n_samples, rows.device))
         else:
             values = layer.sums(rows, class_pieces(steps, ground, row_bytes))
         axes = class_map(steps, ground.axes).axes

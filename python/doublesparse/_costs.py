@@ -57,16 +57,42 @@ _AVX512 = _AVX2._replace(mac=0.0110, dense_mac=0.0102)
 _BASELINE = _AVX2._replace(mac=0.085, dense_mac=0.080)
 # Not measured either: bfloat16 on matrix tiles, after the instructions per product of both kernels.
 _AMX = _AVX512._replace(mac=0.0035, dense_mac=0.0017, pair_channel=0.02)
+# An H100. Not measured either: arithmetic and memory at half of what the data sheet promises, with
+# the time that launches and the read of a size take.
+_CUDA = Machine(
+    mac=6e-5,
+    dense_mac=4e-5,
+    pair=0.002,
+    pair_channel=0.002,
+    row_channel=0.002,
+    dense_tap=0.0,
+    tap=0.01,
+    tap_channel=0.002,
+    site=0.1,
+    site_tap=0.02,
+    layer=60e3,
+    ground=80e3,
+    dense=30e3,
+    reorder=0.004,
+    pack=0.0,
+    scatter=0.003,
+    cell=0.003,
+)
+_CUDA_HALF = _CUDA._replace(mac=5e-6, dense_mac=3e-6, pair_channel=0.001, row_channel=0.001)
 _MACHINES = {"baseline": _BASELINE, "avx2": _AVX2, "avx512": _AVX512, "amx": _AVX512}
 
 
 @cache
-def machine(dtype: torch.dtype) -> Machine:
-    """The costs on the instruction set in use; but for AMX, 16-bit values count as float32."""
-    isa = _C.isa_chosen()
-    if isa == "amx" and dtype == torch.bfloat16:
-        return _AMX
-    m = _MACHINES.get(isa, _AVX2)
+def machine(dtype: torch.dtype, on_cuda: bool = False) -> Machine:
+    """The costs on a GPU, or on the instruction set in use.
+
+    On a CPU 16-bit values count as float32, but for AMX.
+    """
+    if on_cuda:
+        m = _CUDA_HALF if dtype.itemsize == 2 else _CUDA
+    else:
+        isa = _C.isa_chosen()
+        m = _AMX if isa == "amx" and dtype == torch.bfloat16 else _MACHINES.get(isa, _AVX2)
     if dtype == torch.float64:
         m = m._replace(mac=2 * m.mac, dense_mac=2 * m.dense_mac)
     return m

@@ -193,7 +193,7 @@ def choose(
         most = sites.n_sites * steps.n_offsets  # output sites that there can be
         if most < LEAST_DENSITY * sites.batch_size * math.prod(steps.out_shape):
             return SPARSE
-    m = _costs.machine(x.features.dtype)
+    m = _costs.machine(x.features.dtype, x.features.is_cuda)
     work = work_of(x, steps, weight, c_out, groups, transposed, mask)
     f = factors_of(lambda: layer_key(steps, work.c_in, c_out, groups, x.features.dtype))
 

@@ -5,9 +5,27 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from . import _C
 
+CPU = torch.device("cpu")
+
 _kernels: Any = getattr(_C, "gpu", None)
+
+
+def whole(n: int, device: torch.device) -> Tensor:
+    """Where the one segment of n rows starts and ends, int64 (2,), made without an upload."""
+    return torch.arange(2, device=device) * n
+
+
+def moved(plan: Any, device: torch.device) -> Any:
+    """A plan, made of tensors, sites and tuples of such, on another device."""
+    if isinstance(plan, (tuple, list)):
+        parts = (moved(part, device) for part in plan)
+        return type(plan)(*parts) if hasattr(plan, "_fields") else type(plan)(parts)
+    return plan.to(device) if hasattr(plan, "to") else plan
 
 
 def gpu() -> Any:

@@ -210,7 +210,7 @@ class _Recorder(Watcher):
         ms = 1e3 * (time.perf_counter() - start)
         work = _crossover.work_of(x, *layer.shape)._replace(n_out=out.sites.n_sites)
         factors = _crossover.factors_of(lambda: layer.key(x))
-        machine, classes = _costs.machine(x.dtype), _classes(x.ground)
+        machine, classes = _costs.machine(x.dtype, x.features.is_cuda), _classes(x.ground)
         path = "saturated" if choice.saturate or x.saturated else "sparse"
         pairs, ground = self.n_pairs, 0
         if choice.torch or pairs is None:

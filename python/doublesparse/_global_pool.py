@@ -10,6 +10,7 @@ from . import _cache, _crossover
 from ._autograd import Segments, segment_sum
 from ._autograd_windows import Table, window_max
 from ._classes import Array
+from ._device import moved, whole
 from ._ground import GroundState
 from ._parameters import check_dtype
 from ._precision import widened
@@ -55,10 +56,11 @@ def ground_total(ground: GroundState, sites: Sites) -> Tensor:
     channels = rows.shape[1]
     if n_samples * n_rows * channels <= _WHOLE:
         product = weights[:, :, None] * rows.view(-1, n_rows, channels)
-        start = torch.arange(n_samples + 1) * n_rows
+        start = torch.arange(n_samples + 1, device=rows.device) * n_rows
         flat = product.reshape(n_samples * n_rows, channels)
         return segment_sum(flat, Segments(None, start, n_samples * n_rows))
-    one = Segments(None, torch.tensor([0, n_rows]), n_rows)  # a background image: sample by sample
+    # a background image: sample by sample
+    one = Segments(None, whole(n_rows, rows.device), n_rows)
     parts = []
     for b in range(n_samples):
         own = rows[b * n_rows : (b + 1) * n_rows] if ground.per_sample else rows
@@ -126,7 +128,7 @@ def global_max_pool(x: SparseTensor | Tensor) -> Tensor:
     key = ("global max", None if ground is None else ground.axes, n_samples)
     tables = _cache.get(sites, key)
     if tables is None:
-        tables = _max_tables(sites, ground)
+        tables = moved(_max_tables(sites.host(), ground), sites.device)
         tables = _cache.put(sites, key, tables, sum(t.n_bytes for t in tables))
     rows = None if ground is None else ground.rows.contiguous()
     y = window_max(x.features, rows, tables[0])

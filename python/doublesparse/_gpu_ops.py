@@ -6,6 +6,13 @@ the device but the sizes of results that depend on data.
 
 from __future__ import annotations
 
+from ._gpu_conv import conv as conv
+from ._gpu_conv import conv_input_grad as conv_input_grad
+from ._gpu_conv import pack_weight as pack_weight
+from ._gpu_conv_grad import conv_weight_grad as conv_weight_grad
+from ._gpu_conv_grad import depthwise as depthwise
+from ._gpu_pairs import GpuPairs
+from ._gpu_rulebook import build_pairs as build_pairs
 from ._gpu_rulebook import coords_of_keys as coords_of_keys
 from ._gpu_rulebook import linear_keys as linear_keys
 from ._gpu_windows import add_rows as add_rows
@@ -20,3 +27,5 @@ from ._gpu_windows import window_max as window_max
 from ._gpu_windows import window_max_grad as window_max_grad
 from ._gpu_windows import window_sum as window_sum
 from ._gpu_windows import window_table as window_table
+
+Pairs = GpuPairs

@@ -202,8 +202,8 @@ class GroundState:
             return self
         n_samples = self.values.shape[0]
         if n_samples != 1:
-            first = torch.arange(n_samples, dtype=torch.int32)[:, None] * self.n_rows
-            rows = (first + rows).view(-1)
+            first = torch.arange(n_samples, dtype=torch.int32, device=rows.device)[:, None]
+            rows = (first * self.n_rows + rows).view(-1)
         values = gather_rows(self.rows, rows)
         return GroundState._of(
             values.view(n_samples, *(a.n_classes for a in axes), self.channels), axes
@@ -214,7 +214,9 @@ class GroundState:
         if all(axis.is_identity for axis in self.axes) and len(self.values) == batch_size:
             return self.rows.clone()
         small = batch_size * math.prod(self.spatial_shape) <= _SMALL
-        cell_rows = (_cell_rows if small else _all_rows)(self.axes, batch_size, self.per_sample)
+        cell_rows = (_cell_rows if small else _all_rows)(
+            self.axes, batch_size, self.per_sample, self.values.device
+        )
         return gather_rows(self.rows, cell_rows)
 
     def same_as(self, other: GroundState) -> bool:
@@ -243,21 +245,25 @@ class GroundState:
 def _count_inactive(ground: GroundState, sites: Sites) -> Tensor:
     n_rows, batch = ground.n_rows, sites.batch_size
     flat = sites.class_of(ground.axes).long() + sites.batch.long() * n_rows
-    active = torch.bincount(flat, minlength=batch * n_rows).view(batch, n_rows)
-    return torch.from_numpy(ground.n_positions()) - active
+    active = flat.new_zeros(batch * n_rows).scatter_add_(0, flat, torch.ones_like(flat))
+    return torch.from_numpy(ground.n_positions()).to(flat.device) - active.view(batch, n_rows)
 
 
-def _all_rows(axes: tuple[AxisClasses, ...], batch_size: int, per_sample: bool) -> Tensor:
+def _all_rows(
+    axes: tuple[AxisClasses, ...], batch_size: int, per_sample: bool, device: torch.device
+) -> Tensor:
     """Class row of every cell of the grid, in grid order: int32 (batch_size * cells,)."""
     ids = np.zeros(1, np.int32)
     for axis in axes:
         ids = (ids[:, None] * np.int32(axis.n_classes) + axis.expand()).reshape(-1)
     n_rows = math.prod(axis.n_classes for axis in axes)
     sample = np.arange(batch_size, dtype=np.int32) * np.int32(n_rows * per_sample)
-    return from_numpy((sample[:, None] + ids).reshape(-1))
+    return from_numpy((sample[:, None] + ids).reshape(-1), device)
 
 
-def refinement(maps: tuple[tuple[AxisClasses, ...], ...]) -> tuple[Any, tuple[Tensor, ...]]:
+def refinement(
+    maps: tuple[tuple[AxisClasses, ...], ...], device: torch.device
+) -> tuple[Any, tuple[Tensor, ...]]:
     """The common refinement of the class maps of several grounds; small ones are remembered.
 
     Returns:
@@ -265,22 +271,25 @@ def refinement(maps: tuple[tuple[AxisClasses, ...], ...]) -> tuple[Any, tuple[Te
         empty where the ground has these very maps.
     """
     short = sum(len(axis.starts) for axes in maps for axis in axes) <= 1024
-    return (_known_refinement if short else _refinement)(maps)
+    return (_known_refinement if short else _refinement)(maps, device)
 
 
 @untraced
-def _refinement(maps: tuple[tuple[AxisClasses, ...], ...]) -> tuple[Any, tuple[Tensor, ...]]:
+def _refinement(
+    maps: tuple[tuple[AxisClasses, ...], ...], device: torch.device
+) -> tuple[Any, tuple[Tensor, ...]]:
     merged = [merge(sides) for sides in zip(*maps, strict=True)]
     axes = tuple(m[0] for m in merged)
     ids = np.arange(math.prod(axis.n_classes for axis in axes))
     rows = []
     for i, old in enumerate(maps):
         if axes == old:
-            rows.append(torch.empty(0, dtype=torch.int32))
+            rows.append(torch.empty(0, dtype=torch.int32, device=device))
             continue
         reads = [m[1][i][:, None] for m in merged]
         flat = flat_taps(reads, tuple(axis.n_classes for axis in old), ids)[:, 0]
-        rows.append(torch.from_numpy(np.ascontiguousarray(flat.astype(np.int32, copy=False))))
+        own = torch.from_numpy(np.ascontiguousarray(flat.astype(np.int32, copy=False)))
+        rows.append(own.to(device))
     return axes, tuple(rows)
 
 

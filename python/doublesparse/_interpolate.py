@@ -18,6 +18,7 @@ from torch import Tensor
 from . import _cache
 from ._autograd import gather_rows
 from ._classes import PAD, Array, AxisClasses, flat_taps, join_taps, unique_rows
+from ._device import moved
 from ._ground import MAX_ROWS, GroundState
 from ._memo import remembered
 from ._regather import read_rows, table_sites
@@ -133,7 +134,8 @@ def mix(
     key = ("mixed", what, None if ground is None else ground.axes, n_samples)
     plan = _cache.get(x.sites, key)
     if plan is None:
-        plan = _build(x.sites, ground, make_tables(), x.dtype)
+        plan = _build(x.sites.host(), ground, make_tables(), x.dtype)
+        plan = moved(plan, x.device)
         held = plan.features.n_bytes + 24 * plan.sites.n_sites
         held += 0 if plan.ground is None else plan.ground.n_bytes
         plan = _cache.put(x.sites, key, plan, held)

@@ -94,7 +94,7 @@ def _on_pairs(run: Callable[..., Any], at: int) -> Callable[..., Any]:
     """An operator of `ops` whose argument number `at` are pairs, given as three tensors."""
 
     def call(*args: Any) -> Any:
-        return run(*args[:at], ops.Pairs(*args[at : at + 3]), *args[at + 3 :])
+        return run(*args[:at], ops.pairs_of(*args[at : at + 3]), *args[at + 3 :])
 
     return call
 
@@ -416,12 +416,13 @@ _GRADIENTS |= _of_masked_conv.GRADIENTS
 def _autocast_conv(name: str, x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
     """As `nn.Conv2d` under autocast: operands rounded to 16 bits, sums in float32."""
     operands = (x, weight, *rest)
-    dtype = torch.get_autocast_dtype("cpu")
+    device = x.device.type
+    dtype = torch.get_autocast_dtype(device)
     if x.dtype != torch.float64:
         operands = tuple(
             t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() else t for t in operands
         )
-    with torch.autocast("cpu", enabled=False):
+    with torch.autocast(device, enabled=False):
         return cast("Tensor", getattr(torch.ops.doublesparse, name)(*operands))
 
 
@@ -445,14 +446,17 @@ def _register() -> torch.library.Library:
     tags = operator_tags()
     for name, schema in SCHEMAS.items():
         library.define(name + schema, tags=tags)
-        library.impl(name, _reverse_only(name, _IMPLEMENTATIONS[name]), "CPU")
+        run = _reverse_only(name, _IMPLEMENTATIONS[name])
+        for device in ("CPU", "CUDA"):
+            library.impl(name, run, device)
         torch.library.register_fake(f"{NAMESPACE}::{name}", _SHAPES[name], lib=library)
     for name, (backward, save) in _GRADIENTS.items():
         torch.library.register_autograd(
             f"{NAMESPACE}::{name}", backward, setup_context=save, lib=library
         )
     for name in ("conv", "masked_conv", "masked_linear"):
-        library.impl(name, partial(_autocast_conv, name), "AutocastCPU")
+        for device in ("AutocastCPU", "AutocastCUDA"):
+            library.impl(name, partial(_autocast_conv, name), device)
     return library
 
 

@@ -26,9 +26,9 @@ def check_dtype(operation: str, x: SparseTensor) -> None:
             f"{operation}: features must be float32, float64, bfloat16 or float16, "
             f"got {features.dtype}; use x.float()"
         )
-    if not features.is_cpu:
+    if not (features.is_cpu or features.is_cuda):
         raise RuntimeError(
-            f"{operation}: features must be on cpu, got {features.device}; use x.cpu()"
+            f"{operation}: features must be on cpu or cuda, got {features.device}; use x.cpu()"
         )
 
 
@@ -134,6 +134,14 @@ def check_parameters(
     check_dtype(operation, x)
 
 
+def _on_cpu(t: Tensor) -> bool:
+    return t.is_cpu
+
+
+def _on_cuda(t: Tensor) -> bool:
+    return t.is_cuda
+
+
 def fits(
     x: SparseTensor,
     weight: Tensor,
@@ -149,6 +157,7 @@ def fits(
     try:
         shape, features = weight.shape, x.features
         dtype = features.dtype
+        on = _on_cpu if features.is_cpu else _on_cuda
         first, second = shape[0], shape[1] * groups
         c_in, c_out = (first, second) if transposed else (second, first)
         if (
@@ -161,11 +170,11 @@ def fits(
             or dtype not in _DTYPES
             or len(shape) != 2 + len(x.sites.spatial_shape)
             or weight.layout is not torch.strided
-            or not (weight.is_cpu and features.is_cpu)
-            or torch.is_autocast_enabled("cpu")
+            or not (on(weight) and on(features))
+            or torch.is_autocast_enabled("cpu" if on is _on_cpu else "cuda")
             or (
                 bias is not None
-                and (bias.shape != (c_out,) or bias.dtype is not dtype or not bias.is_cpu)
+                and (bias.shape != (c_out,) or bias.dtype is not dtype or not on(bias))
             )
             or (
                 mask is not None
@@ -173,7 +182,7 @@ def fits(
                     mask.shape != shape
                     or mask.dtype is not torch.bool
                     or mask.layout is not torch.strided
-                    or not mask.is_cpu
+                    or not on(mask)
                 )
             )
         ):

@@ -132,12 +132,13 @@ def _divisors(
     out_sites: Sites, steps: Steps, axes: tuple[AxisClasses, ...] | None, count_pad: bool
 ) -> tuple[Tensor, Tensor | None]:
     """The divisors of the output sites (n_out, 1) and of the output's class rows (n_rows, 1)."""
+    device = out_sites.device
 
     def product(reads: list[Any]) -> Tensor:
         total = torch.ones(1, dtype=torch.int64)
         for r in reads:
             total = (total[:, None] * _axis_counts(r, count_pad)).reshape(-1)
-        return total
+        return total.to(device)
 
     plain = class_map(steps, tuple(AxisClasses.uniform(n) for n in steps.in_shape))
     sites = product(plain.reads)[out_sites.class_of(plain.axes).long()]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from . import _classes, ops
 from ._autograd import gather_rows
 from ._autograd_windows import Table
 from ._classes import Array, AxisClasses
+from ._device import CPU, moved
 from ._ground import GroundState
 from ._torch_compat import untraced
 from ._windows import ClassMap, class_windows
@@ -110,24 +111,27 @@ def table_windows(x: SparseTensor, taps: Sequence[Array]) -> TableWindows:
         taps: per axis int (n_out, k): the input position that output position o reads through tap
             t, PAD or ABSENT.
     """
-    sites, ground = x.sites, x.ground
+    device = x.sites.device
+    sites, ground = x.sites.host(), x.ground
     taps = [np.asarray(t) for t in taps]
     out_sites = table_sites(sites, taps)
     rows = read_rows(sites, out_sites, taps)
     if ground is None:
         uniform = tuple(AxisClasses.uniform(len(t)) for t in taps)
-        return TableWindows(out_sites, Table(rows), None, uniform, [])
+        windows = TableWindows(out_sites, Table(rows), None, uniform, [])
+        return cast("TableWindows", moved(windows, device))
     sides = [_classes.table(axis, t) for axis, t in zip(ground.axes, taps, strict=True)]
     cmap = ClassMap(tuple(s[0] for s in sides), [s[1] for s in sides], ground.n_classes)
     if not ground.is_zero:
         n_samples = ground.values.shape[0]
-        own = class_windows(cmap, 1, 0, cmap.n_out)[out_sites.class_of(cmap.axes)]
+        own = class_windows(cmap, 1, 0, cmap.n_out, CPU)[out_sites.class_of(cmap.axes)]
         if n_samples != 1:
             own = torch.where(own >= 0, own + out_sites.batch[:, None] * cmap.rows_in, own)
         rows = torch.where(rows >= 0, rows, torch.where(own >= 0, -2 - own, own))
     n_samples = 1 if ground.is_zero else ground.values.shape[0]
-    classes = class_windows(cmap, n_samples, 0, cmap.n_out * n_samples)
-    return TableWindows(out_sites, Table(rows), Table(classes), cmap.axes, cmap.reads)
+    classes = class_windows(cmap, n_samples, 0, cmap.n_out * n_samples, CPU)
+    windows = TableWindows(out_sites, Table(rows), Table(classes), cmap.axes, cmap.reads)
+    return cast("TableWindows", moved(windows, device))
 
 
 def regather(x: SparseTensor, taps: Sequence[Array], fill: float = 0.0) -> SparseTensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from . import _cache, ops
+from ._device import whole
 from ._geometry import Steps, per_axis, resolve
 from ._torch_compat import untraced
 from ._watch import current as watch
@@ -95,8 +96,8 @@ def _build(sites: Sites, steps: Steps) -> Entry:
     coords = sites.coords
     geometry = (steps.kernel, steps.stride, steps.left, steps.dilation)
     if steps.is_pointwise:
-        rows = torch.arange(sites.n_sites, dtype=torch.int32)
-        return Entry(ops.Pairs(rows, rows, torch.tensor([0, sites.n_sites])), None)
+        rows = torch.arange(sites.n_sites, dtype=torch.int32, device=sites.device)
+        return Entry(ops.pairs_of(rows, rows, whole(sites.n_sites, sites.device)), None)
     if steps.kind == "submanifold":
         pairs = ops.build_pairs(coords, coords, steps.in_shape, *geometry, symmetric=True)
         return Entry(pairs.reversed(), None)
@@ -205,7 +206,7 @@ class Rulebook:
         """
         pairs = self._entry.pairs
         start = pairs.offset_start
-        offsets = torch.arange(pairs.n_offsets, dtype=torch.int32)
+        offsets = torch.arange(pairs.n_offsets, dtype=torch.int32, device=start.device)
         offset = torch.repeat_interleave(offsets, start[1:] - start[:-1])
         return torch.stack([offset, pairs.src_rows, pairs.dst_rows], 1)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from . import _cache, ops
 from ._autograd import gather_rows
 from ._classes import AxisClasses
+from ._device import moved
 from ._elementwise import refuse
 from ._ground import GroundState
 from ._regather import TableWindows, table_windows
@@ -76,7 +77,7 @@ def pixel_shuffle(input: SparseTensor, upscale_factor: int) -> SparseTensor:
         )
     spread = _cache.get(sites, ("pixel_shuffle", r))
     if spread is None:
-        spread = _spread_sites(sites, r)
+        spread = moved(_spread_sites(sites.host(), r), sites.device)
         spread = _cache.put(sites, ("pixel_shuffle", r), spread, 16 * spread.sites.n_sites)
     split = input.features.unflatten(1, (-1, r * r)).transpose(1, 2)
     features = gather_rows(split.flatten(0, 1), spread.rows)

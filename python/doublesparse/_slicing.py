@@ -127,7 +127,7 @@ def _samples(x: SparseTensor, wanted: range) -> SparseTensor:
     ground = x.ground
     if ground is not None and ground.per_sample:
         values = gather_rows(
-            ground.values.flatten(1), torch.tensor(list(wanted), dtype=torch.int32)
+            ground.values.flatten(1), torch.tensor(list(wanted), dtype=torch.int32, device=x.device)
         )
         shape = (len(wanted), *ground.values.shape[1:])
         ground = GroundState._of(values.view(shape), ground.axes)
@@ -137,10 +137,11 @@ def _samples(x: SparseTensor, wanted: range) -> SparseTensor:
 def _chosen(sites: Sites, wanted: range) -> tuple[Sites, Tensor]:
     """The sites of some samples, and the rows they were."""
     start = sites.batch_start.tolist()
-    parts = [torch.arange(start[b], start[b + 1]) for b in wanted]
-    rows = torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64)
+    device = sites.device
+    parts = [torch.arange(start[b], start[b + 1], device=device) for b in wanted]
+    rows = torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64, device=device)
     coords = sites.coords[rows]
-    counts = torch.tensor([len(p) for p in parts], dtype=torch.int64)
+    counts = torch.tensor([len(p) for p in parts], dtype=torch.int64, device=device)
     coords[:, 0] = torch.repeat_interleave(counts)
     out = Sites(coords, sites.spatial_shape, len(wanted), sites.device)
     return out, rows.to(torch.int32)

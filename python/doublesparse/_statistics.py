@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from . import _cache, ops
 from ._autograd import gather_rows
+from ._device import whole
 from ._ground import GroundState
 from ._torch_compat import traced, untraced
 from ._union import repeat_rows
@@ -51,20 +52,23 @@ class Population:
     ) -> None:
         n_sets = sites.batch_size if per_sample else 1
         self.n_rows, self.per_group, self.process_group = sites.n_sites, per_group, process_group
-        self.start = sites.batch_start if per_sample else torch.tensor([0, sites.n_sites])
+        device = sites.device
+        self.start = sites.batch_start if per_sample else whole(sites.n_sites, device)
         self.ground_count: Tensor | None = None
         self.ground_start: Tensor | None = None
         if ground is None:
             self.count = (self.start[1:] - self.start[:-1])[:, None].to(dtype)
         else:
-            self.count = torch.full((n_sets, 1), sites.n_cells // max(n_sets, 1), dtype=dtype)
+            n_cells = sites.n_cells // max(n_sets, 1)
+            self.count = torch.full((n_sets, 1), n_cells, dtype=dtype, device=device)
         if ground is not None and not sites.is_full:
             inactive = _inactive(sites, ground)
             if not per_sample and not ground.per_sample:
                 inactive = inactive.sum(0)
             self.ground_count = inactive.reshape(-1, 1).to(dtype)
             rows = self.ground_count.shape[0] // max(n_sets, 1)
-            self.ground_start = None if rows == 1 else torch.arange(n_sets + 1) * rows
+            if rows != 1:
+                self.ground_start = torch.arange(n_sets + 1, device=device) * rows
         self.set_count(self.count)
 
     def set_count(self, count: Tensor) -> None:
@@ -292,7 +296,8 @@ def normalize(
         n_sets = who.count.shape[0]
         if n_sets > n_samples:
             # the samples part here: their statistics differ
-            copies = torch.arange(ground.n_rows, dtype=torch.int32).repeat(n_sets)
+            copies = torch.arange(ground.n_rows, dtype=torch.int32, device=rows.device)
+            copies = copies.repeat(n_sets)
             rows, n_samples = gather_rows(rows, copies), n_sets
         rows = _wide(rows.contiguous(), wide)
     y, y_ground, mean, var = _Normalize.apply(

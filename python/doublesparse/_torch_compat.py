@@ -50,7 +50,9 @@ def fast_apply(function: type[torch.autograd.Function]) -> Callable[..., Any]:
     return apply
 
 
-_PLAIN = frozenset((Tensor, Parameter))
+plain_types: set[type] = {Tensor, Parameter}
+"""Types of tensors that hold data, others are being traced; tests add one that emulates CUDA."""
+
 _compiling = torch.compiler.is_dynamo_compiling
 _transforms = torch._C._functorch.peek_interpreter_stack
 _n_modes = torch._C._len_torch_dispatch_stack
@@ -65,7 +67,7 @@ def traced(x: Any) -> bool:
     """
     if _compiling():
         return True
-    if type(x) not in _PLAIN and isinstance(x, Tensor):
+    if type(x) not in plain_types and isinstance(x, Tensor):
         return True
     return _n_modes() > 0 or forward_ad._current_level >= 0
 
@@ -110,8 +112,10 @@ def untraced(f: _F) -> _F:
     return cast("_F", call)
 
 
-from_numpy = untraced(torch.from_numpy)
-"""In a fake mode torch.from_numpy would forget the numbers."""
+@untraced
+def from_numpy(array: Any, device: torch.device) -> Tensor:
+    """A tensor on a device; in a fake mode torch.from_numpy would forget the numbers."""
+    return torch.from_numpy(array).to(device)
 
 
 def check_when_run(condition: torch.Tensor, text: str) -> None:

@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from . import _cache, ops
 from ._autograd import gather_rows
+from ._device import whole
 from ._torch_compat import untraced
 from .sites import Sites
 from .tensor import SparseTensor
@@ -44,7 +45,7 @@ def union(a: Sites, b: Sites) -> tuple[Sites, Rows, Rows]:
 def _merge_keys(a: Sites, b: Sites) -> tuple[Sites, Rows, Rows]:
     n_a, n_b = a.n_sites, b.n_sites
     if n_a == 0 or n_b == 0:
-        none = torch.empty(0, dtype=torch.int64)
+        none = torch.empty(0, dtype=torch.int64, device=a.device)
         return (a, None, none) if n_b == 0 else (b, none, None)
     at = torch.searchsorted(a.keys, b.keys)
     new = a.keys[at.clamp(max=n_a - 1)] != b.keys
@@ -53,12 +54,13 @@ def _merge_keys(a: Sites, b: Sites) -> tuple[Sites, Rows, Rows]:
     if n == n_a:
         return a, None, at
     # row i of a moves back by the keys of b alone that lie before it
-    rows_a = torch.arange(n_a) + torch.bincount(before, minlength=n_a + 1)[:n_a].cumsum(0)
+    rows_a = torch.arange(n_a, device=a.device)
+    rows_a += torch.bincount(before, minlength=n_a + 1)[:n_a].cumsum(0)
     if n == n_b:
         return b, rows_a, None
-    keys = torch.empty(n, dtype=torch.int64)
+    keys = torch.empty(n, dtype=torch.int64, device=a.device)
     keys[rows_a] = a.keys
-    rows_new = before + torch.arange(len(before))
+    rows_new = before + torch.arange(len(before), device=a.device)
     keys[rows_new] = b.keys[new]
     rows_b = rows_a[at.clamp(max=n_a - 1)]
     rows_b[new] = rows_new
@@ -165,7 +167,7 @@ class _Place(torch.autograd.Function):
 @untraced
 def _other_rows(rows: Tensor, n: int) -> Tensor:
     """Which of n rows are not among these, ascending: int64."""
-    there = torch.ones(n, dtype=torch.bool)
+    there = torch.ones(n, dtype=torch.bool, device=rows.device)
     there[rows] = False
     return there.nonzero().view(-1)
 
@@ -228,7 +230,7 @@ def spread_rows(rows: Tensor, start: Tensor, n: int) -> Tensor:
     Its gradient is summed in a fixed order.
     """
     if rows.shape[0] == 1:
-        start = torch.tensor([0, n])
+        start = whole(n, rows.device)
     wanted = torch.is_grad_enabled() and rows.requires_grad
     if wanted and rows.dtype in (torch.float32, torch.float64):
         return _SpreadRows.apply(rows, start, n)

@@ -18,6 +18,7 @@ from . import _cache, ops
 from ._autograd import Segments
 from ._autograd_windows import Table
 from ._classes import Array, AxisClasses, flat_taps
+from ._device import CPU
 from ._geometry import Steps
 from ._ground import MAX_ROWS, GroundState
 from ._memo import memo_of, remembered
@@ -52,18 +53,24 @@ class ClassMap(NamedTuple):
         return math.prod(self.n_in)
 
 
-def class_map(steps: Steps, axes: Axes) -> ClassMap:
-    """Classes of a layer's output; small ones are remembered, since new sites share them."""
+def class_map(steps: Steps, axes: Axes, device: torch.device = CPU) -> ClassMap:
+    """Classes of a layer's output; small ones are remembered, since new sites share them.
+
+    Args:
+        steps: the layer's geometry.
+        axes: of the input's ground.
+        device: where its `taps` lie, if they are known.
+    """
     short = sum(len(a.starts) for a in axes) <= _SHORT
-    return _known_map(steps, axes) if short else _class_map(steps, axes)
+    return _known_map(steps, axes, device) if short else _class_map(steps, axes)
 
 
 @lru_cache(maxsize=256)
-def _known_map(steps: Steps, axes: Axes) -> ClassMap:
+def _known_map(steps: Steps, axes: Axes, device: torch.device) -> ClassMap:
     cmap = _class_map(steps, axes)
     if cmap.n_out * steps.n_offsets > _SMALL:
         return cmap
-    return cmap._replace(taps=class_windows(cmap, 1, 0, cmap.n_out))
+    return cmap._replace(taps=class_windows(cmap, 1, 0, cmap.n_out, device))
 
 
 def _class_map(steps: Steps, axes: Axes) -> ClassMap:
@@ -74,18 +81,20 @@ def _class_map(steps: Steps, axes: Axes) -> ClassMap:
 
 
 @untraced
-def class_windows(cmap: ClassMap, n_samples: int, first: int, last: int) -> Tensor:
+def class_windows(
+    cmap: ClassMap, n_samples: int, first: int, last: int, device: torch.device
+) -> Tensor:
     """Class row that each tap of some output class rows reads, or -1: int32 (m, n_offsets).
 
     Class rows run sample by sample; `n_samples` is 1 where all samples share one ground.
     """
     if n_samples == 1 and cmap.taps is not None:
-        return cmap.taps[first:last]
+        return cmap.taps[first:last].to(device)
     row = np.arange(first, last)
     flat = flat_taps(cmap.reads, cmap.n_in, row % cmap.n_out)
     if n_samples != 1:
         flat = np.where(flat >= 0, flat + ((row // cmap.n_out) * cmap.rows_in)[:, None], -1)
-    return torch.from_numpy(flat.astype(np.int32, copy=False))
+    return torch.from_numpy(flat.astype(np.int32, copy=False)).to(device)
 
 
 @untraced
@@ -99,15 +108,16 @@ def site_windows(
     pairs, n_out = entry.pairs, out_sites.n_sites
     if ground is None:
         return ops.window_table(pairs, n_out)
-    cmap, n_samples = class_map(steps, ground.axes), ground.values.shape[0]
+    device = out_sites.device
+    cmap, n_samples = class_map(steps, ground.axes, device), ground.values.shape[0]
     out_class = out_sites.class_of(cmap.axes)
     frozen = memo_of(ground) is not None and cmap.n_out * steps.n_offsets <= _FROZEN
     if frozen or cmap.n_out <= max(n_out, 1024):
-        make = partial(class_windows, cmap, 1, 0, cmap.n_out)
+        make = partial(class_windows, cmap, 1, 0, cmap.n_out, device)
         taps = remembered(ground, ("windows", steps), (), make)
     else:  # a background image on few sites: only the classes that occur
         used, out_class = torch.unique(out_class, return_inverse=True)
-        taps = torch.from_numpy(flat_taps(cmap.reads, cmap.n_in, used.numpy()))
+        taps = torch.from_numpy(flat_taps(cmap.reads, cmap.n_in, used.cpu().numpy())).to(device)
         out_class = out_class.to(torch.int32)
     if n_samples == 1:
         return ops.window_table(pairs, n_out, out_class, taps)
@@ -117,17 +127,18 @@ def site_windows(
 # ------------------------------------------------------------------ for linear layers
 @lru_cache(maxsize=64)
 @untraced
-def _every_tap(n_rows: int, n_offsets: int) -> ops.Pairs:
+def _every_tap(n_rows: int, n_offsets: int, device: torch.device) -> ops.Pairs:
     """Every class row at every offset: row g at offset k goes to row k * n_rows + g of u."""
-    rows = torch.arange(n_rows, dtype=torch.int32).repeat(n_offsets)
-    start = torch.arange(n_offsets + 1) * n_rows
-    return ops.Pairs(rows, torch.arange(n_rows * n_offsets, dtype=torch.int32), start)
+    rows = torch.arange(n_rows, dtype=torch.int32, device=device).repeat(n_offsets)
+    start = torch.arange(n_offsets + 1, device=device) * n_rows
+    u_rows = torch.arange(n_rows * n_offsets, dtype=torch.int32, device=device)
+    return ops.pairs_of(rows, u_rows, start)
 
 
-def every_tap(n_rows: int, n_offsets: int) -> ops.Pairs:
+def every_tap(n_rows: int, n_offsets: int, device: torch.device) -> ops.Pairs:
     """What the whole table u = W_k G is computed from; small ones are remembered."""
     small = n_rows * n_offsets <= _SMALL
-    return (_every_tap if small else _every_tap.__wrapped__)(n_rows, n_offsets)
+    return (_every_tap if small else _every_tap.__wrapped__)(n_rows, n_offsets, device)
 
 
 @untraced
@@ -176,16 +187,17 @@ def site_taps(
 
 @lru_cache(maxsize=256)
 @untraced
-def _known_taps(steps: Steps, axes: Axes, n_samples: int) -> Segments:
-    cmap = class_map(steps, axes)
-    windows = class_windows(cmap, n_samples, 0, cmap.n_out * n_samples)
+def _known_taps(steps: Steps, axes: Axes, n_samples: int, device: torch.device) -> Segments:
+    cmap = class_map(steps, axes, device)
+    windows = class_windows(cmap, n_samples, 0, cmap.n_out * n_samples, device)
     return _whole_taps(_as_ground_taps(windows), cmap.rows_in * n_samples)
 
 
-def class_taps(steps: Steps, axes: Axes, n_samples: int) -> Segments:
+def class_taps(steps: Steps, axes: Axes, n_samples: int, device: torch.device) -> Segments:
     """Rows of the whole table u that each class of the output adds; small ones are remembered."""
     n_taps = steps.n_offsets * n_samples * math.prod(a.n_classes for a in axes)
-    return (_known_taps if n_taps <= _SMALL else _known_taps.__wrapped__)(steps, axes, n_samples)
+    make = _known_taps if n_taps <= _SMALL else _known_taps.__wrapped__
+    return make(steps, axes, n_samples, device)
 
 
 def pieces(
@@ -212,7 +224,8 @@ def _piece(table: Callable[[int, int], Tensor], first: int, last: int, n_rows: i
     part, used = _renumbered(table(first, last), n_rows)
     start, u_rows, class_rows, u_start = ops.ground_taps(part, len(used))
     n_u = len(class_rows)
-    pairs = ops.Pairs(class_rows, torch.arange(n_u, dtype=torch.int32), u_start)
+    u = torch.arange(n_u, dtype=torch.int32, device=class_rows.device)
+    pairs = ops.pairs_of(class_rows, u, u_start)
     return Chunk(used, pairs, n_u, Segments(u_rows, start, n_u))
 
 
@@ -220,7 +233,7 @@ def _renumbered(table: Tensor, n_rows: int) -> tuple[Tensor, Tensor]:
     """A table over the class rows that occur in it, and which those are: int32, ascending."""
     inactive = table <= -2
     rows = -2 - table[inactive]
-    occurs = torch.zeros(n_rows, dtype=torch.bool)
+    occurs = torch.zeros(n_rows, dtype=torch.bool, device=table.device)
     occurs[rows] = True
     number = torch.cumsum(occurs, 0, dtype=torch.int32) - 1
     renumbered = table.clone()
@@ -240,7 +253,8 @@ def site_pieces(
 
 def class_pieces(steps: Steps, ground: GroundState, row_bytes: int) -> Iterator[Chunk]:
     """The windows of the output's classes, in pieces."""
-    cmap, n_samples = class_map(steps, ground.axes), ground.values.shape[0]
+    device = ground.values.device
+    cmap, n_samples = class_map(steps, ground.axes, device), ground.values.shape[0]
     total = cmap.n_out * n_samples
     if total > MAX_ROWS:
         raise ValueError(
@@ -249,7 +263,7 @@ def class_pieces(steps: Steps, ground: GroundState, row_bytes: int) -> Iterator[
         )
 
     def table(first: int, last: int) -> Tensor:
-        return _as_ground_taps(class_windows(cmap, n_samples, first, last))
+        return _as_ground_taps(class_windows(cmap, n_samples, first, last, device))
 
     return pieces(table, total, ground.n_rows * n_samples, steps.n_offsets, row_bytes)
 
@@ -286,7 +300,8 @@ class PoolPlan:
         if self._classes is None:
             assert self.cmap is not None
             n_rows = self.cmap.n_out * self.n_samples
-            self._classes = Table(class_windows(self.cmap, self.n_samples, 0, n_rows))
+            device = self.sites.rows.device
+            self._classes = Table(class_windows(self.cmap, self.n_samples, 0, n_rows, device))
         return self._classes
 
 
@@ -299,7 +314,7 @@ def pool_plan(
     key = ("pool", steps, axes, n_samples)
     plan = _cache.get(sites, key)
     if plan is None:
-        cmap = None if axes is None else class_map(steps, axes)
+        cmap = None if axes is None else class_map(steps, axes, sites.device)
         table = Table(site_windows(steps, entry, out_sites, ground))
         plan = PoolPlan(table, cmap, n_samples)
         held = table.n_bytes

@@ -12,12 +12,12 @@ kernels.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from . import _C
+from . import _C, _gpu_ops
 from ._checks import check_mask
 from ._kept import DENSE_SHARE, kept_lists, masked
 from ._scratch import scratch
@@ -56,6 +56,12 @@ _HALF = (torch.bfloat16, torch.float16)
 _GROUP_ROWS = 32  # output rows that share their matrix tiles
 
 
+def pairs_of(src_rows: Tensor, dst_rows: Tensor, offset_start: Tensor) -> Pairs:
+    """`Pairs` on the device of its lists."""
+    kind: Any = cast("Any", _gpu_ops).Pairs if src_rows.is_cuda else Pairs
+    return cast("Pairs", kind(src_rows, dst_rows, offset_start))
+
+
 class Lists(NamedTuple):
     """The three tensors of ``Pairs``, unchecked: its stand-in where tensors have no data."""
 
@@ -72,6 +78,8 @@ def linear_keys(coords: Tensor, shape: Ints) -> Tensor:
     """Row-major linear key of every site: int64 (n_sites,) of int32 coords (n_sites, 1 + D)."""
     if traced(coords):
         return torch.ops.doublesparse.linear_keys(coords, shape)
+    if coords.is_cuda:
+        return _gpu_ops.linear_keys(coords, shape)
     keys = torch.empty(len(coords), dtype=torch.int64)
     _C.coords_to_keys(coords, shape, keys, torch.get_num_threads())
     return keys
@@ -81,6 +89,8 @@ def coords_of_keys(keys: Tensor, shape: Ints) -> Tensor:
     """The inverse of ``linear_keys``: int32 (n_sites, 1 + D)."""
     if traced(keys):
         return torch.ops.doublesparse.coords_of_keys(keys, shape)
+    if keys.is_cuda:
+        return _gpu_ops.coords_of_keys(keys, shape)
     coords = torch.empty(len(keys), 1 + len(shape), dtype=torch.int32)
     _C.keys_to_coords(keys, shape, coords, torch.get_num_threads())
     return coords
@@ -176,6 +186,8 @@ def pack_weight(weight: Tensor, groups: int = 1, transposed: bool = False) -> Te
         groups: as of ``conv``.
         transposed: as of ``conv``.
     """
+    if weight.is_cuda:
+        return _gpu_ops.pack_weight(weight, groups, transposed)
     c_in, c_out = weight.shape[1] * groups, weight.shape[0]
     if transposed:
         c_in, c_out = c_out, c_in
@@ -220,10 +232,14 @@ def conv(
     if traced(x):
         lists = (pairs.src_rows, pairs.dst_rows, pairs.offset_start)
         sums = (n_dst, bias, groups, u, u_start, u_rows, transposed)
-        if not torch.is_autocast_enabled("cpu"):
+        device = x.device.type
+        if not torch.is_autocast_enabled(device):
             return torch.ops.doublesparse.conv(x, weight, *lists, *sums)
-        with torch.autocast("cpu", enabled=False):  # raw operators take operands as they are
+        with torch.autocast(device, enabled=False):  # raw operators take operands as they are
             return torch.ops.doublesparse.conv(x, weight, *lists, *sums)
+    if x.is_cuda:
+        given = (bias, groups, u, u_start, u_rows, transposed, packed)
+        return _gpu_ops.conv(x, weight, pairs, n_dst, *given)
     c_out = weight.shape[1] * groups if transposed else weight.shape[0]
     y = x.new_empty(n_dst, c_out)
     threads = torch.get_num_threads()
@@ -262,6 +278,8 @@ def conv_input_grad(
     if traced(dy):
         lists = (pairs.src_rows, pairs.dst_rows, pairs.offset_start)
         return torch.ops.doublesparse.conv_input_grad(dy, weight, *lists, n_src, groups)
+    if dy.is_cuda:
+        return _gpu_ops.conv_input_grad(dy, weight, pairs, n_src, groups)
     return conv(dy, weight, pairs.reversed(), n_src, groups=groups, transposed=True)
 
 
@@ -270,6 +288,8 @@ def conv_weight_grad(x: Tensor, dy: Tensor, pairs: Pairs, groups: int = 1) -> Te
     if traced(x):
         lists = (pairs.src_rows, pairs.dst_rows, pairs.offset_start)
         return torch.ops.doublesparse.conv_weight_grad(x, dy, *lists, groups)
+    if x.is_cuda:
+        return _gpu_ops.conv_weight_grad(x, dy, pairs, groups)
     c_in, c_out = x.shape[1], dy.shape[1]
     dw = x.new_empty(c_out, c_in // groups, pairs.n_offsets)
     size = _C.conv_weight_grad_workspace(x, dy, pairs, groups)
@@ -283,6 +303,8 @@ def pack_masked_weight(
     weight: Tensor, mask: Tensor, groups: int = 1, transposed: bool = False
 ) -> Tensor:
     """`pack_weight` for `masked_conv`: the kept weights alone, where lists of them are used."""
+    if weight.is_cuda:
+        return pack_weight(masked(weight, mask).contiguous(), groups, transposed)
     lists = kept_lists(mask, groups, transposed, weight.dtype)
     if lists.share > DENSE_SHARE:
         return pack_weight(masked(weight, mask).contiguous(), groups, transposed)
@@ -329,11 +351,15 @@ def masked_conv(
     if traced(x):
         lists = (pairs.src_rows, pairs.dst_rows, pairs.offset_start)
         sums = (n_dst, bias, groups, u, u_start, u_rows, transposed)
-        if not torch.is_autocast_enabled("cpu"):
+        device = x.device.type
+        if not torch.is_autocast_enabled(device):
             return torch.ops.doublesparse.masked_conv(x, weight, mask, *lists, *sums)
-        with torch.autocast("cpu", enabled=False):  # raw operators take operands as they are
+        with torch.autocast(device, enabled=False):  # raw operators take operands as they are
             return torch.ops.doublesparse.masked_conv(x, weight, mask, *lists, *sums)
     check_mask("masked_conv", mask, weight.shape, weight.device)
+    if x.is_cuda:  # the lists of `_kept` belong to the CPU's kernels
+        weight = masked(weight, mask).contiguous() if packed is None else weight
+        return conv(x, weight, pairs, n_dst, bias, groups, u, u_start, u_rows, transposed, packed)
     c_out = weight.shape[1] * groups if transposed else weight.shape[0]
     on_tiles = x.dtype in _HALF and _C.takes_row_groups(x, c_out, groups)
     kept = kept_lists(mask, groups, transposed, x.dtype)
@@ -386,6 +412,8 @@ def masked_conv_weight_grad(
         return torch.ops.doublesparse.masked_conv_weight_grad(x, dy, mask, *lists, groups)
     shape = (dy.shape[1], x.shape[1] // groups, pairs.n_offsets)
     check_mask("masked_conv_weight_grad", mask, shape, x.device)
+    if x.is_cuda:
+        return masked(conv_weight_grad(x, dy, pairs, groups), mask)
     kept = kept_lists(mask, groups, False, x.dtype)
     on_tiles = x.dtype in _HALF and _C.takes_row_groups(x, dy.shape[1], groups)
     if on_tiles or kept.share > DENSE_SHARE:

@@ -15,6 +15,7 @@ from torch import Tensor
 from . import _cache, ops
 from ._checks import as_integers, check_range, check_shape
 from ._classes import AxisClasses
+from ._device import CPU
 from ._torch_compat import untraced
 
 _uids = count()
@@ -201,12 +202,18 @@ class Sites:
         device = torch.device(device)
         if device == self.device:
             return self
+        if self.is_full:
+            return Sites.full(self.batch_size, self.spatial_shape, device)
         return Sites(
             None if self._coords is None else self._coords.to(device),
             self.spatial_shape,
             self.batch_size,
             device,
         )
+
+    def host(self) -> Sites:
+        """These sites on the CPU, where plans of rare operations are made."""
+        return self.to(CPU)
 
     def __len__(self) -> int:
         """Number of active sites."""
@@ -271,6 +278,8 @@ def _batch_starts(sites: Sites) -> Tensor:
 
 @untraced
 def _class_numbers(sites: Sites, axes: tuple[AxisClasses, ...]) -> Tensor:
+    if sites.device.type != "cpu":
+        return _class_numbers_on(sites, axes)
     flat = np.zeros(sites.n_sites, np.int32)
     if math.prod(a.n_classes for a in axes) > 1:
         coords = sites.coords.numpy()
@@ -278,3 +287,21 @@ def _class_numbers(sites: Sites, axes: tuple[AxisClasses, ...]) -> Tensor:
             flat *= axis.n_classes
             flat += axis.lookup(coords[:, 1 + a])
     return torch.from_numpy(flat)
+
+
+def _class_numbers_on(sites: Sites, axes: tuple[AxisClasses, ...]) -> Tensor:
+    """`_class_numbers` without reading coordinates back from their device."""
+    flat = torch.zeros(sites.n_sites, dtype=torch.int32, device=sites.device)
+    for a, axis in enumerate(axes):
+        if axis.n_classes > 1:
+            starts, classes = _runs_on(axis, sites.device)
+            run = torch.searchsorted(starts, sites.coords[:, 1 + a].contiguous(), right=True) - 1
+            flat = flat * axis.n_classes + classes[run.clamp_(min=0)]
+    return flat
+
+
+@lru_cache(maxsize=256)
+def _runs_on(axis: AxisClasses, device: torch.device) -> tuple[Tensor, Tensor]:
+    """First position, int32, and class of every run."""
+    starts = torch.from_numpy(axis.starts.astype(np.int32))
+    return starts.to(device), torch.from_numpy(axis.classes).to(device)

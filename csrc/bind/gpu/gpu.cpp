@@ -27,9 +27,15 @@ void throw_if(const char* operation, gpu::Status status) {
 
 void bind_gpu(pybind11::module_& m) {
   m.def("algorithm_workspace", &gpu::algorithm_workspace, pybind11::arg("n"));
+  bind_gpu_bitmap(m);
+  bind_gpu_blocks(m);
   bind_gpu_sites(m);
+  bind_gpu_conv(m);
+  bind_gpu_rulebook(m);
+  bind_gpu_conv_grad(m);
   bind_gpu_rows(m);
   bind_gpu_windows(m);
+  bind_gpu_spmm(m);
 }
 
 }  // namespace ds

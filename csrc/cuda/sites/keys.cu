@@ -5,11 +5,15 @@ namespace {
 
 constexpr int kThreads = 256;
 
+// Loops over axes run to kMostAxes and are unrolled: arguments that are indexed by a variable would
+// be copied to local memory.
 __global__ void keys_kernel(const int32_t* coords, int64_t n, GridShape shape, int64_t* keys) {
   for (int64_t i = thread_index(); i < n; i += n_threads()) {
     const int32_t* site = coords + i * (1 + shape.n_axes);
     int64_t key = site[0];
-    for (int a = 0; a < shape.n_axes; ++a) key = key * shape.extent[a] + site[1 + a];
+#pragma unroll
+    for (int a = 0; a < kMostAxes; ++a)
+      if (a < shape.n_axes) key = key * shape.extent[a] + site[1 + a];
     keys[i] = key;
   }
 }
@@ -18,7 +22,9 @@ __global__ void coords_kernel(const int64_t* keys, int64_t n, GridShape shape, i
   for (int64_t i = thread_index(); i < n; i += n_threads()) {
     int32_t* site = coords + i * (1 + shape.n_axes);
     int64_t key = keys[i];
-    for (int a = shape.n_axes - 1; a >= 0; --a) {
+#pragma unroll
+    for (int a = kMostAxes - 1; a >= 0; --a) {
+      if (a >= shape.n_axes) continue;
       site[1 + a] = static_cast<int32_t>(key % shape.extent[a]);
       key /= shape.extent[a];
     }
