@@ -89,7 +89,7 @@ def window_table(
     rows_per_sample: int = 0,
     out_batch: Tensor | None = None,
 ) -> Tensor:
-    """`ops.window_table`: the table of the pairs, turned; taps that are out of range read nothing."""
+    """`ops.window_table`: the pairs' table, turned; taps that are out of range read nothing."""
     neighbours = pairs.table(_MOST_ROWS, n_out)
     table = neighbours.new_empty(n_out, pairs.n_offsets)
     gpu().window_table(neighbours, out_class, tap_class, rows_per_sample, out_batch, table)
@@ -100,7 +100,8 @@ def _start_of(table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Workspace for the counts of rows, `start`, and what is read back."""
     n_starts = len(table) + 1
     counts = table.new_empty(n_starts, dtype=torch.int32)
-    return counts, *(table.new_empty(n, dtype=torch.int64) for n in (n_starts, 3))
+    start, found = (table.new_empty(n, dtype=torch.int64) for n in (n_starts, 3))
+    return counts, start, found
 
 
 def _read_taps(operation: str, found: Tensor, n_class_rows: int) -> tuple[int, int]:
