@@ -56,12 +56,18 @@ DS_DEVICE Work work_of_block(const BitmapProduct& p) {
   return w;
 }
 
-// Streams tiles into stages; where the next one begins is read one tile ahead.
+// Streams tiles into stages; where the next one begins is read one tile ahead. A thread copies the
+// same 16 bytes of the same rows of x from every tile.
 template <class C>
 class Loader {
  public:
   DS_DEVICE Loader(const BitmapProduct& p, const Work& w, typename C::Shared& s)
-      : p_(p), w_(w), s_(s), begin_(p.starts[w.n_tiles > 0 ? w.tile : 0]), end_(start(1)) {}
+      : p_(p), w_(w), s_(s), begin_(p.starts[w.n_tiles > 0 ? w.tile : 0]), end_(start(1)) {
+    const int64_t row = w.first_x + row_of_thread();
+    column_ = w.column_tile * C::kColumns + column_of_thread();
+    rows_left_ = p.m - row;
+    x_ = static_cast<const uint16_t*>(p.x) + row * p.n_columns + column_;
+  }
 
   // Starts the copies of the next tile, if there is one; a group either way.
   DS_DEVICE void next() {
@@ -77,6 +83,10 @@ class Loader {
   }
 
  private:
+  DS_DEVICE static int row_of_thread() { return static_cast<int>(threadIdx.x) / C::kChunks; }
+  DS_DEVICE static int column_of_thread() {
+    return static_cast<int>(threadIdx.x) % C::kChunks * C::kUnit;
+  }
   DS_DEVICE int32_t start(int64_t i) const {
     return p_.starts[w_.tile + (i < w_.n_tiles ? i : w_.n_tiles)];
   }
@@ -86,27 +96,35 @@ class Loader {
       copy_async<16>(&stage.words[0][0][0] + i, p_.words + (w_.tile + done_) * C::kWords + i);
   }
   DS_DEVICE void load_values(typename C::Stage& stage) const {
-    const int64_t most = C::kRoom / C::kUnit;
-    if (begin_ < 0 || end_ > p_.n_units || end_ - int64_t{begin_} > most) return;
+    constexpr int kMost = C::kRoom / C::kUnit;
+    if (begin_ < 0 || end_ > p_.n_units || end_ - int64_t{begin_} > kMost) return;
     const auto* from = static_cast<const uint16_t*>(p_.values) + int64_t{begin_} * C::kUnit;
-    for (int i = threadIdx.x; i < end_ - begin_; i += C::kThreads)
-      copy_async<16>(stage.values + i * C::kUnit, from + i * C::kUnit);
-  }
-  DS_DEVICE void load_x(typename C::Stage& stage) const {
-    const auto* x = static_cast<const uint16_t*>(p_.x);
-    const int64_t column0 = (w_.column_tile + done_) * C::kColumns;
-    for (int i = threadIdx.x; i < C::kBatch * C::kChunks; i += C::kThreads) {
-      const int row = i / C::kChunks, inside = i % C::kChunks * C::kUnit;
-      const int64_t from = w_.first_x + row, column = column0 + inside;
-      const bool valid = from < p_.m && column < p_.n_columns;
-      copy_async<16>(&stage.x[row][inside], valid ? x + from * p_.n_columns + column : x, valid);
+    const int n = end_ - begin_;
+#pragma unroll
+    for (int first = 0; first < kMost; first += C::kThreads) {
+      const int i = first + static_cast<int>(threadIdx.x);
+      if (i < n) copy_async<16>(stage.values + i * C::kUnit, from + i * C::kUnit);
     }
+  }
+  DS_DEVICE void load_x(typename C::Stage& stage) {
+    constexpr int kRowsAtOnce = C::kThreads / C::kChunks;
+    static_assert(C::kBatch % kRowsAtOnce == 0);
+    const bool inside = column_ < p_.n_columns;
+#pragma unroll
+    for (int i = 0; i < C::kBatch; i += kRowsAtOnce) {
+      const bool valid = inside && i < rows_left_;
+      copy_async<16>(&stage.x[i + row_of_thread()][column_of_thread()],
+                     valid ? x_ + i * p_.n_columns : p_.x, valid);
+    }
+    x_ += C::kColumns;
+    column_ += C::kColumns;
   }
 
   const BitmapProduct& p_;
   const Work& w_;
   typename C::Shared& s_;
-  int64_t done_ = 0;
+  const uint16_t* x_;
+  int64_t column_, rows_left_, done_ = 0;
   int32_t begin_, end_;
 };
 
@@ -132,8 +150,11 @@ DS_DEVICE void find_starts(const typename C::Stage& stage, typename C::Shared& s
   const int warp = warp_index(), lane = lane_index(), half = lane & 1, i = lane >> 1;
   const uint32_t own = count_bits(stage.words[warp][half][i]);
   uint32_t sum = own;
-  for (int earlier = 0; earlier < warp; ++earlier)
-    sum += static_cast<uint32_t>(count_bits(stage.words[earlier][half][i])) << 16;
+#pragma unroll
+  for (int earlier = 0; earlier < C::kStrips - 1; ++earlier) {
+    const uint32_t bits = count_bits(stage.words[earlier][half][i]);
+    sum += earlier < warp ? bits << 16 : 0;
+  }
 #pragma unroll
   for (int delta = 1; delta < kWarp; delta *= 2) {
     const uint32_t below = shuffle_up(sum, delta);
