@@ -13,7 +13,7 @@ struct Config : BitmapTiling {
   using T = T_;
   static constexpr int kBatch = kBatch_, kRoom = kRoom_;
   static constexpr int kThreads = kStrips * kWarp;
-  static constexpr int kStages = 4;
+  static constexpr int kStages = kBatch == 64 && kRoom == kValues ? 2 : 3;  // at most 87 KB
   static constexpr int kBlocks = 4;                 // a multiprocessor, at least
   static constexpr int kGroups = kBatch / 8;        // of 8 rows of x: columns of an mma
   static constexpr int kStride = kColumns + 8;      // ldmatrix: 8 rows, 8 different 16 bytes
@@ -29,7 +29,7 @@ struct Config : BitmapTiling {
   };
   struct Shared {
     alignas(16) Stage stage[kStages];
-    alignas(16) uint16_t starts[kStrips][2][kSubtiles];
+    alignas(16) uint32_t starts[kStrips][2][kSubtiles];  // of values, in bytes from here on
   };
   static_assert(sizeof(Stage) % 16 == 0 && kSlack * 2 % 16 == 0);
 };
@@ -147,12 +147,15 @@ DS_DEVICE uint32_t choose_bytes(uint32_t a, uint32_t b, uint32_t selector) {
 // strips as well. One scan serves both, the earlier ones' in the upper half of the number.
 template <class C>
 DS_DEVICE void find_starts(const typename C::Stage& stage, typename C::Shared& s) {
-  const int warp = warp_index(), lane = lane_index(), half = lane & 1, i = lane >> 1;
-  const uint32_t own = count_bits(stage.words[warp][half][i]);
+  static_assert(C::kSubtiles == kWarp);
+  const int warp = warp_index(), lane = lane_index();
+  const uint32_t low = count_bits(stage.words[warp][0][lane]);
+  const uint32_t own = low + count_bits(stage.words[warp][1][lane]);
   uint32_t sum = own;
 #pragma unroll
   for (int earlier = 0; earlier < C::kStrips - 1; ++earlier) {
-    const uint32_t bits = count_bits(stage.words[earlier][half][i]);
+    const auto& words = stage.words[earlier];
+    const uint32_t bits = count_bits(words[0][lane]) + count_bits(words[1][lane]);
     sum += earlier < warp ? bits << 16 : 0;
   }
 #pragma unroll
@@ -161,16 +164,24 @@ DS_DEVICE void find_starts(const typename C::Stage& stage, typename C::Shared& s
     sum += lane >= delta ? below : 0;
   }
   const uint32_t before = (sum & 0xffff) - own + (shuffle(sum, kWarp - 1) >> 16);
-  // Words that are not those of the values lead no further than the stage.
-  s.starts[warp][half][i] = static_cast<uint16_t>(before < C::kRoom ? before : C::kRoom);
+  const auto place = [&](uint32_t values) {
+    // Words that are not those of the values lead no further than the stage.
+    const uint16_t* at = stage.values + (values < C::kRoom ? values : C::kRoom);
+    return static_cast<uint32_t>(reinterpret_cast<const unsigned char*>(at) -
+                                 reinterpret_cast<const unsigned char*>(&s));
+  };
+  s.starts[warp][0][lane] = place(before);
+  s.starts[warp][1][lane] = place(before + low);
   sync_warp();
 }
 
 // A lane's two values of a sub-tile, zeros for those not kept.
 template <class C>
-DS_DEVICE uint32_t decode(const typename C::Stage& stage, uint32_t word, int start) {
+DS_DEVICE uint32_t decode(const typename C::Shared& s, uint32_t word, uint32_t start) {
   const int shift = lane_index() % 16 * 2;
-  const uint16_t* at = stage.values + start + count_bits(word & ((1u << shift) - 1));
+  const uint32_t offset = start + count_bits(word & ((1u << shift) - 1)) * 2u;
+  const auto* at =
+      reinterpret_cast<const uint16_t*>(reinterpret_cast<const unsigned char*>(&s) + offset);
   const uint32_t first = at[0], second = at[1];
   // Bits 0 .. 3 choose (zero, zero), (first, zero), (zero, first), (first, second); bytes 2 and 3
   // of `first` are zeros. The selectors' bytes are chosen the same way: byte `bits` of each table.
@@ -189,10 +200,10 @@ DS_DEVICE void multiply_tile(const typename C::Stage& stage, typename C::Shared&
 #pragma unroll
   for (int step = 0; step < C::kSteps; ++step) {
     const Pack<uint32_t, 4> words = load_pack<4>(&stage.words[warp][half][step * 4]);
-    const Pack<uint16_t, 4> starts = load_pack<4>(&s.starts[warp][half][step * 4]);
+    const Pack<uint32_t, 4> starts = load_pack<4>(&s.starts[warp][half][step * 4]);
     uint32_t a[4];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) a[i] = decode<C>(stage, words.v[i], starts.v[i]);
+    for (int i = 0; i < 4; ++i) a[i] = decode<C>(s, words.v[i], starts.v[i]);
 #pragma unroll
     for (int group = 0; group < C::kGroups; group += 2) {
       uint32_t b[4];
