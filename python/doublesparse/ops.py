@@ -12,7 +12,7 @@ kernels.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -54,12 +54,6 @@ Ints = tuple[int, ...]
 
 _HALF = (torch.bfloat16, torch.float16)
 _GROUP_ROWS = 32  # output rows that share their matrix tiles
-
-
-def pairs_of(src_rows: Tensor, dst_rows: Tensor, offset_start: Tensor) -> Pairs:
-    """`Pairs` on the device of its lists."""
-    kind: Any = cast("Any", _gpu_ops).Pairs if src_rows.is_cuda else Pairs
-    return cast("Pairs", kind(src_rows, dst_rows, offset_start))
 
 
 class Lists(NamedTuple):
