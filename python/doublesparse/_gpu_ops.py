@@ -6,8 +6,12 @@ the device but the sizes of results that depend on data.
 
 from __future__ import annotations
 
+from ._gpu_conv import conv as conv
+from ._gpu_conv import conv_input_grad as conv_input_grad
+from ._gpu_conv import pack_weight as pack_weight
 from ._gpu_conv_grad import conv_weight_grad as conv_weight_grad
 from ._gpu_conv_grad import depthwise as depthwise
+from ._gpu_pairs import GpuPairs
 from ._gpu_rulebook import build_pairs as build_pairs
 from ._gpu_rulebook import coords_of_keys as coords_of_keys
 from ._gpu_rulebook import linear_keys as linear_keys
@@ -16,3 +20,5 @@ from ._gpu_windows import join_rows as join_rows
 from ._gpu_windows import scatter_rows as scatter_rows
 from ._gpu_windows import segment_sum as segment_sum
 from ._gpu_windows import segment_sum_sq as segment_sum_sq
+
+Pairs = GpuPairs

@@ -103,6 +103,11 @@ class GpuCsr:
         return _starts(torch.bincount(self.rows, minlength=self.shape[0]), torch.int64)
 
     @cached_property
+    def narrow_columns(self) -> Tensor:
+        """int16 (n_kept,): the columns' low 16 bits."""
+        return self.columns.to(torch.int16)
+
+    @cached_property
     def forward(self) -> Plan:
         """Of the matrix."""
         n = torch.arange(self.n_kept, dtype=torch.int32, device=self.kept.device)
@@ -168,9 +173,36 @@ def spmm(
         TypeError: a wrong dtype.
         ValueError: a shape does not fit.
     """
-    return product(x, PackedValues(csr.forward, values), bias, scales)
+    kernels, (m, n_columns) = gpu(), x.shape
+    if not 0 < m <= kernels.SPMM_GEMV_ROWS or n_columns > kernels.SPMM_GEMV_COLUMNS:
+        return product(x, PackedValues(csr.forward, values), bias, scales)
+    y = x.new_empty(m, csr.shape[0])
+    bias = bias if bias is None else bias.to(_acc(x.dtype))
+    kernels.spmm_gemv(csr.row_start, csr.narrow_columns, values, scales, x, bias, y)
+    return y
 
 
 def spmm_t(dy: Tensor, csr: GpuCsr, values: Tensor) -> Tensor:
     """``dy @ W``: (m, n_columns), the dtype of dy (m, n_rows); `values` as in `spmm`, not int8."""
     return product(dy, PackedValues(csr.backward, values))
+
+
+def sddmm(dy: Tensor, x: Tensor, csr: GpuCsr) -> Tensor:
+    """``dy.T @ x`` at the kept entries of W: (n_kept,), float32 or, for float64, float64.
+
+    Args:
+        dy: (m, n_rows), contiguous.
+        x: (m, n_columns), contiguous, the dtype of dy.
+        csr: of W.
+    """
+    out = x.new_empty(csr.n_kept, dtype=_acc(x.dtype))
+    _sample(dy, x, csr, None, out)
+    return out
+
+
+def _sample(dy: Tensor, x: Tensor, csr: GpuCsr, kept: Tensor | None, out: Tensor) -> None:
+    """Writes the sampled values to out, in the order of values or, with `kept`, to those places."""
+    plan, m = csr.forward, x.shape[0]
+    partial = x.new_empty(gpu().sddmm_splits(m), plan.source.numel(), dtype=_acc(x.dtype))
+    lists = plan.slabs, plan.starts, plan.columns, *plan.shape, plan.source, kept
+    gpu().sddmm(*lists, _lanes(dy), _lanes(x), m, partial, out)

@@ -174,7 +174,7 @@ class _Remembered:
 
 
 def _content(mask: Tensor) -> bytes:
-    return blake2b(mask.detach().contiguous().numpy().tobytes()).digest()
+    return blake2b(mask.detach().cpu().contiguous().numpy().tobytes()).digest()
 
 
 _remembered: dict[Hashable, _Remembered] = {}

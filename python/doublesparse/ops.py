@@ -180,6 +180,8 @@ def pack_weight(weight: Tensor, groups: int = 1, transposed: bool = False) -> Te
         groups: as of ``conv``.
         transposed: as of ``conv``.
     """
+    if weight.is_cuda:
+        return _gpu_ops.pack_weight(weight, groups, transposed)
     c_in, c_out = weight.shape[1] * groups, weight.shape[0]
     if transposed:
         c_in, c_out = c_out, c_in
@@ -229,6 +231,9 @@ def conv(
             return torch.ops.doublesparse.conv(x, weight, *lists, *sums)
         with torch.autocast(device, enabled=False):  # raw operators take operands as they are
             return torch.ops.doublesparse.conv(x, weight, *lists, *sums)
+    if x.is_cuda:
+        given = (bias, groups, u, u_start, u_rows, transposed, packed)
+        return _gpu_ops.conv(x, weight, pairs, n_dst, *given)
     c_out = weight.shape[1] * groups if transposed else weight.shape[0]
     y = x.new_empty(n_dst, c_out)
     threads = torch.get_num_threads()
@@ -267,6 +272,8 @@ def conv_input_grad(
     if traced(dy):
         lists = (pairs.src_rows, pairs.dst_rows, pairs.offset_start)
         return torch.ops.doublesparse.conv_input_grad(dy, weight, *lists, n_src, groups)
+    if dy.is_cuda:
+        return _gpu_ops.conv_input_grad(dy, weight, pairs, n_src, groups)
     return conv(dy, weight, pairs.reversed(), n_src, groups=groups, transposed=True)
 
 
@@ -275,6 +282,8 @@ def conv_weight_grad(x: Tensor, dy: Tensor, pairs: Pairs, groups: int = 1) -> Te
     if traced(x):
         lists = (pairs.src_rows, pairs.dst_rows, pairs.offset_start)
         return torch.ops.doublesparse.conv_weight_grad(x, dy, *lists, groups)
+    if x.is_cuda:
+        return _gpu_ops.conv_weight_grad(x, dy, pairs, groups)
     c_in, c_out = x.shape[1], dy.shape[1]
     dw = x.new_empty(c_out, c_in // groups, pairs.n_offsets)
     size = _C.conv_weight_grad_workspace(x, dy, pairs, groups)
