@@ -20,5 +20,12 @@ from ._gpu_windows import join_rows as join_rows
 from ._gpu_windows import scatter_rows as scatter_rows
 from ._gpu_windows import segment_sum as segment_sum
 from ._gpu_windows import segment_sum_sq as segment_sum_sq
+from ._gpu_windows import every_tap as every_tap
+from ._gpu_windows import ground_taps as ground_taps
+from ._gpu_windows import invert_rows as invert_rows
+from ._gpu_windows import window_max as window_max
+from ._gpu_windows import window_max_grad as window_max_grad
+from ._gpu_windows import window_sum as window_sum
+from ._gpu_windows import window_table as window_table
 
 Pairs = GpuPairs
