@@ -21,11 +21,6 @@ def _on_gpu(tensor: Tensor) -> bool:
     return getattr(tensor, "is_cuda", False)
 
 
-def _on_gpu(tensor: Tensor) -> bool:
-    """No other kind of argument is refused here."""
-    return getattr(tensor, "is_cuda", False)
-
-
 def _refuse(operation: str, **wanted: tuple[Tensor | None, int]) -> None:
     """Says which tensor has no shape or the wrong number of dimensions."""
     for name, (tensor, dims) in wanted.items():

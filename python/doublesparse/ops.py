@@ -12,14 +12,15 @@ kernels.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import _C, _gpu_ops
-from ._checks import check_mask
+from ._checks import check_keys_fit, check_mask
 from ._kept import DENSE_SHARE, kept_lists, masked
+from ._pairs import Lists as Lists
+from ._pairs import Pairs as Pairs
 from ._scratch import scratch
 from ._spmm_ops import Tiles as Tiles
 from ._spmm_ops import sddmm as sddmm
@@ -42,30 +43,10 @@ from ._window_ops import window_max_grad as window_max_grad
 from ._window_ops import window_sum as window_sum
 from ._window_ops import window_table as window_table
 
-Pairs = _C.Pairs
-"""``Pairs(src_rows, dst_rows, offset_start)``: int32 (n_pairs,) twice, int64 (n_offsets + 1,).
-
-The list of offset k is ``[offset_start[k], offset_start[k + 1])``; both rows strictly ascend within
-it, which is checked once, here. ``.reversed()`` swaps source and destination; ``.n_pairs``,
-``.n_offsets``, ``.src_rows``, ``.dst_rows``, ``.offset_start``.
-"""
-
 Ints = tuple[int, ...]
 
 _HALF = (torch.bfloat16, torch.float16)
 _GROUP_ROWS = 32  # output rows that share their matrix tiles
-
-
-class Lists(NamedTuple):
-    """The three tensors of ``Pairs``, unchecked: its stand-in where tensors have no data."""
-
-    src_rows: Tensor
-    dst_rows: Tensor
-    offset_start: Tensor
-
-    def reversed(self) -> Lists:
-        """Source and destination swapped."""
-        return Lists(self.dst_rows, self.src_rows, self.offset_start)
 
 
 def linear_keys(coords: Tensor, shape: Ints) -> Tensor:
@@ -116,9 +97,10 @@ def build_pairs(
     Returns:
         Pairs with the query as source and the target as destination.
     """
-    plan = _C.PairPlan(
-        query_coords, target_coords, target_shape, kernel, stride, padding, dilation, symmetric
-    )
+    walk = (target_shape, kernel, stride, padding, dilation, symmetric)
+    if query_coords.is_cuda:
+        return _gpu_ops.build_pairs(query_coords, target_coords, *walk)
+    plan = _C.PairPlan(query_coords, target_coords, *walk)
     threads = torch.get_num_threads()
     workspace = scratch(plan.workspace(), torch.int64)
     offset_start = torch.empty(math.prod(kernel) + 1, dtype=torch.int64)
@@ -151,14 +133,13 @@ def output_coords(
         return torch.ops.doublesparse.output_coords(
             coords, in_shape, out_shape, kernel, stride, padding, dilation, transposed
         )
+    if coords.is_cuda:
+        return _gpu_ops.output_coords(
+            coords, in_shape, out_shape, kernel, stride, padding, dilation, transposed
+        )
     if len(coords) == 0 or 0 in out_shape:
         return coords.new_empty(0, coords.shape[1])
-    widest = (int(coords[-1, 0]) + 1) * math.prod(map(max, in_shape, out_shape))
-    if widest >= 2**63:
-        raise ValueError(
-            f"output_coords: extents {tuple(in_shape)} and {tuple(out_shape)} must multiply, with "
-            f"the batch, to less than 2^63, got {widest}; use a smaller grid"
-        )
+    check_keys_fit(in_shape, out_shape, int(coords[-1, 0]) + 1)
     keys = linear_keys(coords, in_shape)
     shape = list(in_shape)
     for a in reversed(range(len(shape))):
