@@ -4,8 +4,8 @@
 
 Offline, with what a CUDA and PyTorch image has: torch, nvcc, scikit-build-core, pybind11, ninja,
 pytest, hypothesis. Builds into build/cuda-check and runs what it built. A part that fails or runs
-out of time is told, and the others still run; the exit status is 1 then. Ends with a table; results,
-and which parts ran on which device, are a JSON file under bench/results/.
+out of time is told, and the others still run; the exit status is 1 then. Ends with a table; a JSON
+file under bench/results/ has the results, and which parts ran on which device.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +39,10 @@ def spmm(bench: Bench, percent: int, size: int = 4096, m: int = 512) -> None:
         weight = _random((size, size), bench, torch.float32, 2) * mask
         x = _random((m, size), bench, torch.float32, 3)
         packed = gpu_spmm.PackedValues(gpu_spmm.GpuCsr(mask).forward, weight[mask])
-        csr, columns = weight.to_sparse_csr(), x.t().contiguous()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch calls CSR a beta feature
+            csr = weight.to_sparse_csr()
+        columns = x.t().contiguous()
         actions: dict[str, Action] = {
             "ours": lambda: gpu_spmm.product(x, packed),
             "dense": lambda: F.linear(x, weight),

@@ -182,6 +182,7 @@ class Report:
 
     def add(self, key: str, value: float | None, **parts: Any) -> None:
         """Appends the row of a bar, or with `what` and `unit` one without a bar."""
+        parts = {"what": key, "unit": ""} | parts
         bar = self.bars.get(key)
         if bar is not None:
             parts = {"what": bar.what, "unit": bar.unit, "bar": bar} | parts
