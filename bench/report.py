@@ -182,10 +182,9 @@ class Report:
 
     def add(self, key: str, value: float | None, **parts: Any) -> None:
         """Appends the row of a bar, or with `what` and `unit` one without a bar."""
-        parts = {"what": key, "unit": ""} | parts
         bar = self.bars.get(key)
-        if bar is not None:
-            parts = {"what": bar.what, "unit": bar.unit, "bar": bar} | parts
+        named = {"what": bar.what, "unit": bar.unit} if bar else {"what": key, "unit": ""}
+        parts = named | {"bar": bar} | parts
         self.rows.append(Row(key=key, value=value, **parts))
 
     def add_best(self, key: str, times: dict[str, list[float]], **parts: Any) -> None:

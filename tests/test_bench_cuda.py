@@ -16,7 +16,7 @@ from doublesparse import _C, _device
 
 BENCH = Path(__file__).parents[1] / "bench"
 pytestmark = pytest.mark.skipif(not BENCH.is_dir(), reason="bench/ is not beside the tests")
-OPERATORS = ("build_pairs", "output_coords", "conv", "conv_input_grad", "conv_weight_grad")
+OPERATORS = ("build_pairs", "conv", "conv_input_grad", "conv_weight_grad")
 
 
 @pytest.fixture
@@ -61,9 +61,14 @@ def test_convolutions(load: Callable[[str], Any], bench: Any) -> None:
     conv = load("cuda_conv")
     conv.submanifold(bench, "lidar", tiny_scene(), widths=(16,))
     conv.gemm_share(bench, tiny_scene(), 16, size=64)
-    conv.strokes(bench, batch=1, c=8)
     keys = {row.key for row in bench.report.rows}
-    assert {"lidar-rulebook", "lidar-forward-16", "gemm-share-16", "strokes"} <= keys
+    assert {"lidar-rulebook", "lidar-forward-16", "gemm-share-16"} <= keys
+
+
+def test_strokes(load: Callable[[str], Any], bench: Any) -> None:
+    needs("_gpu_ops", "output_coords", *OPERATORS)
+    load("cuda_conv").strokes(bench, batch=1, c=8)
+    assert {row.key for row in bench.report.rows} == {"strokes", "strokes-with-rulebook"}
 
 
 def test_network(load: Callable[[str], Any], bench: Any) -> None:
