@@ -46,7 +46,7 @@ def needs(module: str, *names: str) -> None:
 
 def tiny_scene() -> tuple[torch.Tensor, tuple[int, ...]]:
     dense = torch.rand(1, 6, 7, 8, generator=torch.Generator().manual_seed(0)) < 0.2
-    return dense.nonzero().int(), (6, 7, 8)
+    return dense.nonzero().int().contiguous(), (6, 7, 8)
 
 
 @pytest.mark.parametrize(
