@@ -55,7 +55,8 @@ def submanifold(bench: Bench, name: str, scene: Scene, widths: tuple[int, ...] =
     if peer:
         builders["spconv"] = peer.rulebook(3)
     sites = f"{len(coords)} sites, batch 1, {pairs.n_pairs} pairs"
-    bench.add(f"{name}-rulebook", bench.wall_times(builders), note=f"{sites}, and an 8-channel pass")
+    times = bench.wall_times(builders)
+    bench.add(f"{name}-rulebook", times, note=f"{sites}; ours with a pass of 8 channels")
     for c in widths:
         x, dy = (_values(len(coords), c, bench, seed) for seed in (1, 2))
         weight = _values(c * c * 27, 1, bench, 3).view(c, c, 27)
