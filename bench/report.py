@@ -157,10 +157,7 @@ class Row:
     gflops: float | None = None
     gbs: float | None = None
     note: str = ""
-
-    @property
-    def bar(self) -> Bar | None:
-        return BARS.get(self.key)
+    bar: Bar | None = None
 
     @property
     def verdict(self) -> str:
@@ -172,16 +169,22 @@ class Row:
 class Report:
     """Collects rows; `text` is the table, `write` the JSON file."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        bars: dict[str, Bar] = BARS,
+        conditions: str = "float32 and one thread unless said",
+    ) -> None:
         """Starts empty."""
+        self.bars = bars
+        self.conditions = conditions
         self.rows: list[Row] = []
         self.machine: dict[str, float] = {}
 
     def add(self, key: str, value: float | None, **parts: Any) -> None:
         """Appends the row of a bar, or with `what` and `unit` one without a bar."""
-        bar = BARS.get(key)
-        if bar is not None:
-            parts = {"what": bar.what, "unit": bar.unit} | parts
+        bar = self.bars.get(key)
+        named = {"what": bar.what, "unit": bar.unit} if bar else {"what": key, "unit": ""}
+        parts = named | {"bar": bar} | parts
         self.rows.append(Row(key=key, value=value, **parts))
 
     def add_best(self, key: str, times: dict[str, list[float]], **parts: Any) -> None:
@@ -205,13 +208,13 @@ class Report:
 
     def ordered(self) -> list[Row]:
         """The rows in the order of the bars, those without one last."""
-        order = {key: i for i, key in enumerate(BARS)}
+        order = {key: i for i, key in enumerate(self.bars)}
         return sorted(self.rows, key=lambda row: order.get(row.key, len(order)))
 
     def text(self) -> str:
         """The table as fixed-width text."""
         machine = ", ".join(f"{name} {value:.1f}" for name, value in self.machine.items())
-        names = ["what (float32 and one thread unless said)", "must", "aim", "got", "", ""]
+        names = [f"what ({self.conditions})", "must", "aim", "got", "", ""]
         table = [[*names, "ms", "GFLOP/s", "GB/s", "peer and its ms"]]
         for row in self.ordered():
             bars = (f"{row.bar.must:g}", f"{row.bar.aim:g}") if row.bar else ("", "")
@@ -231,20 +234,19 @@ class Report:
             )
             for line in table
         ]
-        missing = [key for key in BARS if key not in {row.key for row in self.rows}]
+        missing = [key for key in self.bars if key not in {row.key for row in self.rows}]
         if missing:
             lines.append(f"not run: {', '.join(missing)}")
         return "\n".join([machine, *(line.rstrip() for line in lines)])
 
-    def write(self, info: dict[str, Any]) -> Path:
-        """Writes rows, ceilings and `info` to `results/<time>-<isa>.json`."""
+    def write(self, info: dict[str, Any], name: str | None = None) -> Path:
+        """Writes rows, ceilings and `info` to `results/<time>-<name, or the isa>.json`."""
         now = datetime.datetime.now(datetime.timezone.utc)
         RESULTS.mkdir(exist_ok=True)
         isa = info.get("isa", {}).get("chosen") if isinstance(info.get("isa"), dict) else None
-        path = RESULTS / f"{now:%Y%m%dT%H%M%SZ}-{isa or 'unknown'}.json"
+        path = RESULTS / f"{now:%Y%m%dT%H%M%SZ}-{name or isa or 'unknown'}.json"
         rows = [
-            asdict(row) | {"verdict": row.verdict, "bar": asdict(row.bar) if row.bar else None}
-            for row in self.ordered()
+            asdict(row) | {"verdict": row.verdict} for row in self.ordered()
         ]
         content = {
             "time": now.isoformat(timespec="seconds"),

@@ -158,3 +158,15 @@ def test_public_names_are_documented():
             if callable(thing) and not (getattr(thing, "__doc__", None) or "").strip():
                 bare.append(f"{space.__name__}.{name}")
     assert not bare, bare
+
+
+@needs_sources
+def test_a_plain_install_has_no_emulated_kernels():
+    """They are for tests: the build's defaults, which a folder that is kept must not remember."""
+    text = (ROOT / "pyproject.toml").read_text()
+    defines = text.partition("[tool.scikit-build.cmake.define]")[2].partition("\n[")[0]
+    assert re.search(r'^DOUBLESPARSE_EMULATED = "OFF"$', defines, re.MULTILINE)
+    assert re.search(r'^DOUBLESPARSE_CUDA = "AUTO"$', defines, re.MULTILINE)
+    listed = (ROOT / "CMakeLists.txt").read_text()
+    assert re.search(r"option\(DOUBLESPARSE_EMULATED .* OFF\)", listed)
+    assert "if(DOUBLESPARSE_EMULATED)\n  add_subdirectory(csrc/cuda/emulation)" in listed

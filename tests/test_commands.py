@@ -25,12 +25,29 @@ def test_info_is_complete(capsys: pytest.CaptureFixture[str]) -> None:
     assert report["warnings"] == []
     assert report["isa"]["chosen"] in report["isa"]["compiled"]
     assert report["cuda"]["built"] is ds._C.has_cuda
+    assert (report["cuda"]["nvcc"] is not None) is ds._C.has_cuda
     assert report["threads"]["torch"] == torch.get_num_threads()
     assert len(report["openmp"]) == 1
     assert {"conv", "conv_weight_grad", "window_max"} <= set(report["operators"])
     assert report["operators"]["conv"]["cpu"] == ["float32", "float64", "bfloat16", "float16"]
     assert report["amx"]["compiled"] == ("amx" in report["isa"]["compiled"])
     assert report["amx"]["refusal"] or report["isa"]["chosen"] == "amx"
+
+
+def test_info_of_a_build_with_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: "a GPU")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: (9, 0))
+    monkeypatch.setattr(ds._C, "has_cuda", False)
+    report = info.collect()
+    assert report["cuda"]["devices"] == ["a GPU"] and report["cuda"]["capabilities"] == ["9.0"]
+    assert any("no CUDA kernels" in line for line in report["warnings"])
+    monkeypatch.setattr(ds._C, "has_cuda", True)
+    monkeypatch.setattr(ds._C, "nvcc", "13.0.88", raising=False)
+    monkeypatch.setattr(ds._C, "cuda_architectures", "80-real 90", raising=False)
+    report = info.collect()
+    assert report["warnings"] == []
+    assert report["cuda"]["nvcc"] == "13.0.88" and "80-real 90" in info.text()
 
 
 def test_info_text_names_every_field(capsys: pytest.CaptureFixture[str]) -> None:
@@ -105,6 +122,7 @@ def test_stub_names_what_the_module_has() -> None:
         elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             named.add(node.target.id)
     module = {name for name in dir(ds._C) if not name.startswith("__")}
+    module -= {"gpu", "nvcc", "cuda_architectures"}  # of a CUDA build only
     assert module == {name for name in named if not name.startswith("__")}
     assert (PACKAGE / "py.typed").is_file()
 

@@ -23,6 +23,8 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.def("isa_chosen", [] { return ds::isa_name(ds::chosen_isa()); });
 #ifdef DS_HAVE_CUDA
   m.attr("has_cuda") = true;
+  m.attr("nvcc") = DS_NVCC;
+  m.attr("cuda_architectures") = DS_CUDA_ARCHITECTURES;
   py::module_ gpu = m.def_submodule("gpu", "the same on CUDA tensors");
   ds::bind_gpu(gpu);
 #else

@@ -14,6 +14,7 @@ from torch import Tensor
 __version__: str
 compiler: str
 has_cuda: bool
+# Of a CUDA build only: `gpu`, the bindings of its kernels; `nvcc` and `cuda_architectures`, texts.
 
 # ------------------------------------------------------------------ instruction sets
 def isa_compiled() -> list[str]: ...

@@ -12,12 +12,11 @@ from torch import Tensor
 
 from ._device import gpu
 
-TILE = 64
-"""Rows and columns of a tile."""
+ROWS, COLUMNS = 64, 128
+"""Of a tile."""
 
 _UNIT = 8  # values in 16 bytes
-_VALUES = TILE * TILE
-_SUBTILES = 16  # of a strip, 8 x 8 each
+_SUBTILES = 32  # of a strip, 8 x 8 each
 _HALVES = (torch.bfloat16, torch.float16)
 
 
@@ -70,20 +69,20 @@ def _in_lanes_order(matrix: Tensor) -> Tensor:
         matrix: (n_rows, n_columns).
 
     Returns:
-        (n_tiles, 4 strips, 16 sub-tiles, 64); zeros where a tile sticks out.
+        (n_tiles, 4 strips, 32 sub-tiles, 64); zeros where a tile sticks out.
     """
-    matrix = padded(matrix, TILE, TILE)
-    rows, columns = matrix.shape[0] // TILE, matrix.shape[1] // TILE
+    matrix = padded(matrix, ROWS, COLUMNS)
+    rows, columns = matrix.shape[0] // ROWS, matrix.shape[1] // COLUMNS
     # row tile, strip, row half, row, column tile, step, column half, column
-    cells = matrix.reshape(rows, 4, 2, 8, columns, 4, 2, 8).permute(0, 4, 1, 5, 6, 2, 3, 7)
+    cells = matrix.reshape(rows, 4, 2, 8, columns, 8, 2, 8).permute(0, 4, 1, 5, 6, 2, 3, 7)
     return cells.reshape(rows * columns, 4, _SUBTILES, 64)
 
 
 def _from_lanes_order(cells: Tensor, n_rows: int, n_columns: int) -> Tensor:
     """The inverse of `_in_lanes_order`."""
-    rows, columns = -(-n_rows // TILE), -(-n_columns // TILE)
-    matrix = cells.reshape(rows, columns, 4, 4, 2, 2, 8, 8).permute(0, 2, 5, 6, 1, 3, 4, 7)
-    return matrix.reshape(rows * TILE, columns * TILE)[:n_rows, :n_columns].contiguous()
+    rows, columns = -(-n_rows // ROWS), -(-n_columns // COLUMNS)
+    matrix = cells.reshape(rows, columns, 4, 8, 2, 2, 8, 8).permute(0, 2, 5, 6, 1, 3, 4, 7)
+    return matrix.reshape(rows * ROWS, columns * COLUMNS)[:n_rows, :n_columns].contiguous()
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ class BitmapWeight:
     """A pruned matrix: a bit per weight, and the kept values. For batches of up to about 64.
 
     Attributes:
-        words: int32 (n_tiles, 128), the bits.
+        words: int32 (n_tiles, 256), the bits.
         values: bfloat16 or float16 (n_units, 8).
         starts: int32 (n_tiles + 1,), where a tile's values begin, in units.
         n_rows: of the matrix.

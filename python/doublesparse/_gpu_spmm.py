@@ -16,9 +16,14 @@ def _acc(dtype: torch.dtype) -> torch.dtype:
 
 def _starts(counts: Tensor, dtype: torch.dtype) -> Tensor:
     """Exclusive sums and, last, the total."""
-    starts = torch.zeros(counts.numel() + 1, dtype=dtype, device=counts.device)
+    starts = counts.new_zeros(counts.numel() + 1, dtype=dtype)
     torch.cumsum(counts, 0, out=starts[1:])
     return starts
+
+
+def _counting(like: Tensor) -> Tensor:
+    """0, 1, 2, ... int64, as long as a list."""
+    return torch.ones_like(like, dtype=torch.int64).cumsum(0) - 1
 
 
 class Plan:
@@ -59,15 +64,13 @@ class Plan:
         starts = _starts(n_chunks.flatten(), torch.int64)
         self.slabs = n_chunks.sum((1, 2)).argsort(descending=True, stable=True).to(torch.int32)
         start_of = starts[:-1].view(n_slabs, n_panels, slab).transpose(1, 2).flatten()
-        place = (start_of[in_row] * chunk - first[in_row]).add_(
-            torch.arange(rows.numel(), device=rows.device)
-        )
+        place = start_of[in_row] * chunk - first[in_row] + _counting(rows)
         n_entries = int(starts[-1]) * chunk
         self.starts = starts.to(torch.int32)
-        own = torch.full((n_entries,), panel, dtype=torch.int16, device=rows.device)
+        own = rows.new_full((n_entries,), panel, dtype=torch.int16)
         own[place] = (columns % panel).to(torch.int16)
         self.columns = own.view(-1, chunk)
-        self.source = torch.full((n_entries,), -1, dtype=torch.int32, device=rows.device)
+        self.source = rows.new_full((n_entries,), -1, dtype=torch.int32)
         self.source[place] = source
 
 
@@ -110,8 +113,8 @@ class GpuCsr:
     @cached_property
     def forward(self) -> Plan:
         """Of the matrix."""
-        n = torch.arange(self.n_kept, dtype=torch.int32, device=self.kept.device)
-        return Plan(self.rows, self.columns, self.shape, n)
+        order = _counting(self.kept).to(torch.int32)
+        return Plan(self.rows, self.columns, self.shape, order)
 
     @cached_property
     def backward(self) -> Plan:
@@ -196,11 +199,11 @@ def sddmm(dy: Tensor, x: Tensor, csr: GpuCsr) -> Tensor:
         csr: of W.
     """
     out = x.new_empty(csr.n_kept, dtype=_acc(x.dtype))
-    _sample(dy, x, csr, None, out)
+    sample(dy, x, csr, None, out)
     return out
 
 
-def _sample(dy: Tensor, x: Tensor, csr: GpuCsr, kept: Tensor | None, out: Tensor) -> None:
+def sample(dy: Tensor, x: Tensor, csr: GpuCsr, kept: Tensor | None, out: Tensor) -> None:
     """Writes the sampled values to out, in the order of values or, with `kept`, to those places."""
     plan, m = csr.forward, x.shape[0]
     partial = x.new_empty(gpu().sddmm_splits(m), plan.source.numel(), dtype=_acc(x.dtype))

@@ -192,10 +192,32 @@ def _cpu_flags() -> set[str]:
 
 
 def _cuda() -> dict[str, Any]:
+    """What was built (by which nvcc, for what), and what torch finds to run it on."""
     import torch
 
-    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {"built": bool(_core().has_cuda), "torch": torch.version.cuda, "devices": devices}
+    core = _core()
+    count = torch.cuda.device_count()
+    return {
+        "built": bool(core.has_cuda),
+        "nvcc": getattr(core, "nvcc", None),
+        "architectures": getattr(core, "cuda_architectures", None),
+        "torch": torch.version.cuda,
+        "driver": _driver(),
+        "devices": [torch.cuda.get_device_name(i) for i in range(count)],
+        "capabilities": [
+            ".".join(map(str, torch.cuda.get_device_capability(i))) for i in range(count)
+        ],
+    }
+
+
+def _driver() -> str | None:
+    """The newest CUDA that the driver runs, or None without one; asks without starting a device."""
+    try:
+        version = ctypes.c_int()
+        failed = ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
+    except (OSError, AttributeError):
+        return None
+    return None if failed else f"{version.value // 1000}.{version.value % 1000 // 10}"
 
 
 def _openmp() -> list[str]:
@@ -234,6 +256,9 @@ def _warnings(report: dict[str, Any]) -> list[str]:
     found += [
         f"{name}: {value}" for name, value in report.items() if str(value).startswith("unknown: ")
     ]
+    cuda = report["cuda"]
+    if isinstance(cuda, dict) and cuda["devices"] and not cuda["built"]:
+        found.append("there is a GPU, but this build has no CUDA kernels: install where nvcc works")
     cap = os.environ.get("DOUBLESPARSE_ISA")
     if cap and isinstance(report["isa"], dict) and report["isa"]["chosen"] != cap:
         found.append(f"DOUBLESPARSE_ISA={cap}, but the kernels run {report['isa']['chosen']}")

@@ -280,7 +280,7 @@ def pack_masked_weight(
 ) -> Tensor:
     """`pack_weight` for `masked_conv`: the kept weights alone, where lists of them are used."""
     if weight.is_cuda:
-        return pack_weight(masked(weight, mask).contiguous(), groups, transposed)
+        return _gpu_ops.pack_masked_weight(weight, mask, groups, transposed)
     lists = kept_lists(mask, groups, transposed, weight.dtype)
     if lists.share > DENSE_SHARE:
         return pack_weight(masked(weight, mask).contiguous(), groups, transposed)
@@ -332,10 +332,10 @@ def masked_conv(
             return torch.ops.doublesparse.masked_conv(x, weight, mask, *lists, *sums)
         with torch.autocast(device, enabled=False):  # raw operators take operands as they are
             return torch.ops.doublesparse.masked_conv(x, weight, mask, *lists, *sums)
+    if x.is_cuda:
+        sums = (n_dst, bias, groups, u, u_start, u_rows, transposed)
+        return _gpu_ops.masked_conv(x, weight, mask, pairs, *sums, packed)
     check_mask("masked_conv", mask, weight.shape, weight.device)
-    if x.is_cuda:  # the lists of `_kept` belong to the CPU's kernels
-        weight = masked(weight, mask).contiguous() if packed is None else weight
-        return conv(x, weight, pairs, n_dst, bias, groups, u, u_start, u_rows, transposed, packed)
     c_out = weight.shape[1] * groups if transposed else weight.shape[0]
     on_tiles = x.dtype in _HALF and _C.takes_row_groups(x, c_out, groups)
     kept = kept_lists(mask, groups, transposed, x.dtype)
@@ -366,6 +366,8 @@ def masked_conv_input_grad(
         return torch.ops.doublesparse.masked_conv_input_grad(
             dy, weight, mask, *lists, n_src, groups
         )
+    if dy.is_cuda:
+        return _gpu_ops.masked_conv_input_grad(dy, weight, mask, pairs, n_src, groups)
     return masked_conv(
         dy, weight, mask, pairs.reversed(), n_src, groups=groups, transposed=True
     )
@@ -386,10 +388,10 @@ def masked_conv_weight_grad(
     if traced(x):
         lists = (pairs.src_rows, pairs.dst_rows, pairs.offset_start)
         return torch.ops.doublesparse.masked_conv_weight_grad(x, dy, mask, *lists, groups)
+    if x.is_cuda:
+        return _gpu_ops.masked_conv_weight_grad(x, dy, mask, pairs, groups)
     shape = (dy.shape[1], x.shape[1] // groups, pairs.n_offsets)
     check_mask("masked_conv_weight_grad", mask, shape, x.device)
-    if x.is_cuda:
-        return masked(conv_weight_grad(x, dy, pairs, groups), mask)
     kept = kept_lists(mask, groups, False, x.dtype)
     on_tiles = x.dtype in _HALF and _C.takes_row_groups(x, dy.shape[1], groups)
     if on_tiles or kept.share > DENSE_SHARE:

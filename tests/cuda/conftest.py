@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -40,3 +41,15 @@ def any_order(
         pytest.skip("a GPU orders its threads itself")
     monkeypatch.setenv("DOUBLESPARSE_EMULATION_ORDER", request.param)
     return gpu_device
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """DOUBLESPARSE_ONE_OF_EACH=1 keeps one case of each test: for tools that take a hundredfold."""
+    if not os.environ.get("DOUBLESPARSE_ONE_OF_EACH"):
+        return
+    first: dict[str, pytest.Item] = {}
+    for item in items:
+        first.setdefault(item.nodeid.partition("[")[0], item)
+    kept = set(map(id, first.values()))
+    config.hook.pytest_deselected(items=[item for item in items if id(item) not in kept])
+    items[:] = first.values()

@@ -5,6 +5,9 @@ its `.device` is cuda:0, its numbers lie in an ordinary tensor that only this mo
 torch operator on it runs on those; the package's kernels run emulated. So `SparseTensor`,
 `functional`, `nn` and their gradients take exactly the code of a GPU, and break as there where a
 tensor is made on the wrong device. What a GPU would have waited for is counted (`Traffic`).
+
+To torch's C++ they are on the CPU. So zeros that autograd makes for an output of a function that
+nobody used are on the CPU: use every output.
 """
 
 from __future__ import annotations

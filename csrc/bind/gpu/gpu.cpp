@@ -34,6 +34,7 @@ void bind_gpu(pybind11::module_& m) {
   bind_gpu_rulebook(m);
   bind_gpu_conv_grad(m);
   bind_gpu_rows(m);
+  bind_gpu_windows(m);
   bind_gpu_spmm(m);
 }
 

@@ -45,6 +45,7 @@ void bind_gpu_conv(pybind11::module_& m);
 void bind_gpu_rulebook(pybind11::module_& m);
 void bind_gpu_conv_grad(pybind11::module_& m);
 void bind_gpu_rows(pybind11::module_& m);
+void bind_gpu_windows(pybind11::module_& m);
 void bind_gpu_spmm(pybind11::module_& m);
 
 }  // namespace ds

@@ -12,8 +12,8 @@ struct PackArgs {
   int64_t strides[3];
   bool transposed;
   ConvShape shape;
-  T* packed;             // packed_values(shape)
-  uint32_t* not_finite;  // set to whether any is infinite, NaN, or would be as tf32
+  T* packed;             // packed_values(shape), and 16 bytes behind them
+  uint32_t* not_finite;  // those bytes: whether any is infinite, NaN, or would be as tf32
 };
 
 template <class T>  // float, double, bf16, f16

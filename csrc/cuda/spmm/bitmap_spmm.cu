@@ -13,7 +13,7 @@ struct Config : BitmapTiling {
   using T = T_;
   static constexpr int kBatch = kBatch_, kRoom = kRoom_;
   static constexpr int kThreads = kStrips * kWarp;
-  static constexpr int kStages = 4;
+  static constexpr int kStages = kBatch == 64 && kRoom == kValues ? 2 : 3;  // at most 87 KB
   static constexpr int kBlocks = 4;                 // a multiprocessor, at least
   static constexpr int kGroups = kBatch / 8;        // of 8 rows of x: columns of an mma
   static constexpr int kStride = kColumns + 8;      // ldmatrix: 8 rows, 8 different 16 bytes
@@ -29,7 +29,7 @@ struct Config : BitmapTiling {
   };
   struct Shared {
     alignas(16) Stage stage[kStages];
-    alignas(16) uint16_t starts[kStrips][2][kSubtiles];
+    alignas(16) uint32_t starts[kStrips][2][kSubtiles];  // of values, in bytes from here on
   };
   static_assert(sizeof(Stage) % 16 == 0 && kSlack * 2 % 16 == 0);
 };
@@ -56,12 +56,18 @@ DS_DEVICE Work work_of_block(const BitmapProduct& p) {
   return w;
 }
 
-// Streams tiles into stages; where the next one begins is read one tile ahead.
+// Streams tiles into stages; where the next one begins is read one tile ahead. A thread copies the
+// same 16 bytes of the same rows of x from every tile.
 template <class C>
 class Loader {
  public:
   DS_DEVICE Loader(const BitmapProduct& p, const Work& w, typename C::Shared& s)
-      : p_(p), w_(w), s_(s), begin_(p.starts[w.n_tiles > 0 ? w.tile : 0]), end_(start(1)) {}
+      : p_(p), w_(w), s_(s), begin_(p.starts[w.n_tiles > 0 ? w.tile : 0]), end_(start(1)) {
+    const int64_t row = w.first_x + row_of_thread();
+    column_ = w.column_tile * C::kColumns + column_of_thread();
+    rows_left_ = p.m - row;
+    x_ = static_cast<const uint16_t*>(p.x) + row * p.n_columns + column_;
+  }
 
   // Starts the copies of the next tile, if there is one; a group either way.
   DS_DEVICE void next() {
@@ -77,6 +83,10 @@ class Loader {
   }
 
  private:
+  DS_DEVICE static int row_of_thread() { return static_cast<int>(threadIdx.x) / C::kChunks; }
+  DS_DEVICE static int column_of_thread() {
+    return static_cast<int>(threadIdx.x) % C::kChunks * C::kUnit;
+  }
   DS_DEVICE int32_t start(int64_t i) const {
     return p_.starts[w_.tile + (i < w_.n_tiles ? i : w_.n_tiles)];
   }
@@ -86,27 +96,35 @@ class Loader {
       copy_async<16>(&stage.words[0][0][0] + i, p_.words + (w_.tile + done_) * C::kWords + i);
   }
   DS_DEVICE void load_values(typename C::Stage& stage) const {
-    const int64_t most = C::kRoom / C::kUnit;
-    if (begin_ < 0 || end_ > p_.n_units || end_ - int64_t{begin_} > most) return;
+    constexpr int kMost = C::kRoom / C::kUnit;
+    if (begin_ < 0 || end_ > p_.n_units || end_ - int64_t{begin_} > kMost) return;
     const auto* from = static_cast<const uint16_t*>(p_.values) + int64_t{begin_} * C::kUnit;
-    for (int i = threadIdx.x; i < end_ - begin_; i += C::kThreads)
-      copy_async<16>(stage.values + i * C::kUnit, from + i * C::kUnit);
-  }
-  DS_DEVICE void load_x(typename C::Stage& stage) const {
-    const auto* x = static_cast<const uint16_t*>(p_.x);
-    const int64_t column0 = (w_.column_tile + done_) * C::kColumns;
-    for (int i = threadIdx.x; i < C::kBatch * C::kChunks; i += C::kThreads) {
-      const int row = i / C::kChunks, inside = i % C::kChunks * C::kUnit;
-      const int64_t from = w_.first_x + row, column = column0 + inside;
-      const bool valid = from < p_.m && column < p_.n_columns;
-      copy_async<16>(&stage.x[row][inside], valid ? x + from * p_.n_columns + column : x, valid);
+    const int n = end_ - begin_;
+#pragma unroll
+    for (int first = 0; first < kMost; first += C::kThreads) {
+      const int i = first + static_cast<int>(threadIdx.x);
+      if (i < n) copy_async<16>(stage.values + i * C::kUnit, from + i * C::kUnit);
     }
+  }
+  DS_DEVICE void load_x(typename C::Stage& stage) {
+    constexpr int kRowsAtOnce = C::kThreads / C::kChunks;
+    static_assert(C::kBatch % kRowsAtOnce == 0);
+    const bool inside = column_ < p_.n_columns;
+#pragma unroll
+    for (int i = 0; i < C::kBatch; i += kRowsAtOnce) {
+      const bool valid = inside && i < rows_left_;
+      copy_async<16>(&stage.x[i + row_of_thread()][column_of_thread()],
+                     valid ? x_ + i * p_.n_columns : p_.x, valid);
+    }
+    x_ += C::kColumns;
+    column_ += C::kColumns;
   }
 
   const BitmapProduct& p_;
   const Work& w_;
   typename C::Shared& s_;
-  int64_t done_ = 0;
+  const uint16_t* x_;
+  int64_t column_, rows_left_, done_ = 0;
   int32_t begin_, end_;
 };
 
@@ -129,27 +147,41 @@ DS_DEVICE uint32_t choose_bytes(uint32_t a, uint32_t b, uint32_t selector) {
 // strips as well. One scan serves both, the earlier ones' in the upper half of the number.
 template <class C>
 DS_DEVICE void find_starts(const typename C::Stage& stage, typename C::Shared& s) {
-  const int warp = warp_index(), lane = lane_index(), half = lane & 1, i = lane >> 1;
-  const uint32_t own = count_bits(stage.words[warp][half][i]);
+  static_assert(C::kSubtiles == kWarp);
+  const int warp = warp_index(), lane = lane_index();
+  const uint32_t low = count_bits(stage.words[warp][0][lane]);
+  const uint32_t own = low + count_bits(stage.words[warp][1][lane]);
   uint32_t sum = own;
-  for (int earlier = 0; earlier < warp; ++earlier)
-    sum += static_cast<uint32_t>(count_bits(stage.words[earlier][half][i])) << 16;
+#pragma unroll
+  for (int earlier = 0; earlier < C::kStrips - 1; ++earlier) {
+    const auto& words = stage.words[earlier];
+    const uint32_t bits = count_bits(words[0][lane]) + count_bits(words[1][lane]);
+    sum += earlier < warp ? bits << 16 : 0;
+  }
 #pragma unroll
   for (int delta = 1; delta < kWarp; delta *= 2) {
     const uint32_t below = shuffle_up(sum, delta);
     sum += lane >= delta ? below : 0;
   }
   const uint32_t before = (sum & 0xffff) - own + (shuffle(sum, kWarp - 1) >> 16);
-  // Words that are not those of the values lead no further than the stage.
-  s.starts[warp][half][i] = static_cast<uint16_t>(before < C::kRoom ? before : C::kRoom);
+  const auto place = [&](uint32_t values) {
+    // Words that are not those of the values lead no further than the stage.
+    const uint16_t* at = stage.values + (values < C::kRoom ? values : C::kRoom);
+    return static_cast<uint32_t>(reinterpret_cast<const unsigned char*>(at) -
+                                 reinterpret_cast<const unsigned char*>(&s));
+  };
+  s.starts[warp][0][lane] = place(before);
+  s.starts[warp][1][lane] = place(before + low);
   sync_warp();
 }
 
 // A lane's two values of a sub-tile, zeros for those not kept.
 template <class C>
-DS_DEVICE uint32_t decode(const typename C::Stage& stage, uint32_t word, int start) {
+DS_DEVICE uint32_t decode(const typename C::Shared& s, uint32_t word, uint32_t start) {
   const int shift = lane_index() % 16 * 2;
-  const uint16_t* at = stage.values + start + count_bits(word & ((1u << shift) - 1));
+  const uint32_t offset = start + count_bits(word & ((1u << shift) - 1)) * 2u;
+  const auto* at =
+      reinterpret_cast<const uint16_t*>(reinterpret_cast<const unsigned char*>(&s) + offset);
   const uint32_t first = at[0], second = at[1];
   // Bits 0 .. 3 choose (zero, zero), (first, zero), (zero, first), (first, second); bytes 2 and 3
   // of `first` are zeros. The selectors' bytes are chosen the same way: byte `bits` of each table.
@@ -168,10 +200,10 @@ DS_DEVICE void multiply_tile(const typename C::Stage& stage, typename C::Shared&
 #pragma unroll
   for (int step = 0; step < C::kSteps; ++step) {
     const Pack<uint32_t, 4> words = load_pack<4>(&stage.words[warp][half][step * 4]);
-    const Pack<uint16_t, 4> starts = load_pack<4>(&s.starts[warp][half][step * 4]);
+    const Pack<uint32_t, 4> starts = load_pack<4>(&s.starts[warp][half][step * 4]);
     uint32_t a[4];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) a[i] = decode<C>(stage, words.v[i], starts.v[i]);
+    for (int i = 0; i < 4; ++i) a[i] = decode<C>(s, words.v[i], starts.v[i]);
 #pragma unroll
     for (int group = 0; group < C::kGroups; group += 2) {
       uint32_t b[4];

@@ -2,27 +2,29 @@
 // per weight and the kept values, and becomes dense again in registers, on its way into the matrix
 // units.
 //
-// Layout. W (n_rows, n_columns) is cut in tiles of 64 x 64, tile (row, column) number
-// row * n_column_tiles + column; what sticks out is not kept. A tile is four strips of 16 x 64, one
-// a warp; a strip is four steps of 16 x 16, the A operand of one mma; a step is four sub-tiles of 8
-// x 8, in the order of the operand's registers: (rows 0-7, columns 0-7), (8-15, 0-7), (0-7, 8-15),
-// (8-15, 8-15). In a sub-tile, lane l holds row l / 4, columns 2 (l % 4) and the next: bits 2 l and
-// 2 l + 1 in row-major order. So a lane finds its values by counting the bits below its own.
-//   words   uint32 (n_tiles, 4 strips, 2 halves, 16 sub-tiles): rows 0-3 and rows 4-7 of a
-//   sub-tile,
-//           halves apart so that a lane reads the words of a step, all of its own half, as 16 bytes
+// Layout. W (n_rows, n_columns) is cut in tiles of 64 x 128, tile (row, column) number
+// row * n_column_tiles + column; what sticks out is not kept. A tile is four strips of 16 x 128,
+// one a warp; a strip is eight steps of 16 x 16, the A operand of one mma; a step is four
+// sub-tiles of 8 x 8, in the order of the operand's registers: (rows 0-7, columns 0-7), (8-15,
+// 0-7), (0-7, 8-15), (8-15, 8-15). In a sub-tile, lane l holds row l / 4, columns 2 (l % 4) and
+// the next: bits 2 l and 2 l + 1 in row-major order. So a lane finds its values by counting the
+// bits below its own.
+//   words   uint32 (n_tiles, 4 strips, 2 halves, 32 sub-tiles): rows 0-3 and 4-7 of a sub-tile;
+//           halves apart, so that a lane reads its half of a step's words as 16 bytes
 //   values  the kept ones by tile, strip, sub-tile, half, bit; each tile filled up to 16 bytes
 //   starts  int32 (n_tiles + 1): where a tile's values begin, in 16 bytes
-// Bytes a weight at density d: 2 d + 1/8 (+ 12 / 4096 of starts and filling), so the bound against
+// Bytes a weight at density d: 2 d + 1/8 (+ 12 / 8192 of starts and filling), so the bound against
 // dense 2 bytes is 1.78x at d = 0.5, 2.75x at 0.3, 6.1x at 0.1.
 //
-// Work. 128 threads take a row of tiles, a part of its columns and 16, 32 or 64 rows of x; cp.async
-// streams words, values and x through four stages, three of them on their way: 4.6 KB each at d =
-// 0.5, several blocks a multiprocessor. Decoding is 10 instructions a sub-tile and lane,
-// independent of d: about 3 us for 4096 x 4096 on an H100 (issue bound), against 10 us that reading
-// the dense weight takes at 3.35 TB/s. So the bytes bound what is gained down to d = 0.3, decoding
-// below that: 3x is what to hope for at d = 0.1. Partial sums of parts go to a workspace and are
-// added in order by a second kernel, so that results do not depend on timing.
+// Work. 128 threads take a row of tiles, a part of its columns and 16, 32 or 64 rows of x;
+// cp.async streams words, values and x through three stages, two of them on their way. Decoding
+// costs the same at every density: 12 instructions a sub-tile and warp, 20 with copies and the scan
+// of counts. That is 5.2 million for 4096 x 4096, which 132 multiprocessors issue in 5.7 us at
+// 1.75 GHz, against 10 us that reading the dense weight takes at 3.35 TB/s (counted in the machine
+// code, not measured). So the bytes bound what is gained at d = 0.5 and above; below that decoding
+// does, and 1.7x is what to hope for, not 2.75x or 6.1x.
+// Partial sums of parts go to a workspace and are added in order by a second kernel, so that
+// results do not depend on timing.
 //
 // The product is that of the dense matrix: 0 * inf = NaN where a weight is pruned, too.
 #pragma once
@@ -31,9 +33,9 @@
 namespace ds::gpu {
 
 struct BitmapTiling {
-  static constexpr int kRows = 64, kColumns = 64;         // of a tile
+  static constexpr int kRows = 64, kColumns = 128;        // of a tile
   static constexpr int kStrips = 4, kStripRows = 16;      // a strip is a warp's
-  static constexpr int kSteps = 4, kSubtiles = 16;        // of a strip: mma steps, 8 x 8
+  static constexpr int kSteps = 8, kSubtiles = 32;        // of a strip: mma steps, 8 x 8
   static constexpr int kWords = kStrips * 2 * kSubtiles;  // of a tile
   static constexpr int kValues = kRows * kColumns;
   static constexpr int kUnit = 8;  // values in 16 bytes

@@ -90,29 +90,36 @@ class Loader {
     order_ = coming_order_;
     if (at_ + 1 < w_.end) read_entry(at_ + 1);
   }
+  // A thread copies 16 bytes at the same place of every kThreads / (chunks of a row)-th row.
   DS_DEVICE void load_x(typename C::Stage& stage) const {
-    constexpr int kChunks = C::kDepth / kBlockUnit;
+    constexpr int kChunks = C::kDepth / kBlockUnit, kRowsAtOnce = C::kThreads / kChunks;
+    static_assert(C::kRows % kRowsAtOnce == 0);
+    const int row = static_cast<int>(threadIdx.x) / kChunks;
+    const int inside = static_cast<int>(threadIdx.x) % kChunks * kBlockUnit;
+    const int64_t from = w_.first_row + row, rows_left = p_.m - from;
+    const int64_t column = int64_t{inner_} * C::kSize + step_ * C::kDepth + inside;
+    const bool known = inner_ >= 0 && column < p_.n_inner;
     const auto* x = static_cast<const uint16_t*>(p_.x);
-    const int64_t column0 = int64_t{inner_} * C::kSize + step_ * C::kDepth;
+    const uint16_t* at = known ? x + from * p_.n_inner + column : x;
 #pragma unroll
-    for (int i = threadIdx.x; i < C::kRows * kChunks; i += C::kThreads) {
-      const int row = i / kChunks, inside = i % kChunks * kBlockUnit;
-      const int64_t from = w_.first_row + row, column = column0 + inside;
-      const bool valid = from < p_.m && inner_ >= 0 && column < p_.n_inner;
-      copy_async<16>(&stage.x[row][inside], valid ? x + from * p_.n_inner + column : x, valid);
+    for (int i = 0; i < C::kRows; i += kRowsAtOnce) {
+      const bool valid = known && i < rows_left;
+      copy_async<16>(&stage.x[i + row][inside], valid ? at + i * p_.n_inner : x, valid);
     }
   }
   DS_DEVICE void load_block(typename C::Stage& stage) const {
-    constexpr int kChunks = C::kBlockColumns / kBlockUnit;
-    const auto* blocks = static_cast<const uint16_t*>(p_.blocks);
+    constexpr int kChunks = C::kBlockColumns / kBlockUnit, kRowsAtOnce = C::kThreads / kChunks;
+    static_assert(C::kBlockRows % kRowsAtOnce == 0);
+    const int row = static_cast<int>(threadIdx.x) / kChunks;
+    const int inside = static_cast<int>(threadIdx.x) % kChunks * kBlockUnit;
     const bool valid = order_ >= 0 && order_ < p_.n_blocks;
-    const uint16_t* block = blocks + (valid ? int64_t{order_} : 0) * C::kSize * C::kSize +
-                            step_ * C::kDepth * (C::kTransposed ? C::kSize : 1);
+    const uint16_t* at = static_cast<const uint16_t*>(p_.blocks) +
+                         (valid ? int64_t{order_} : 0) * C::kSize * C::kSize +
+                         step_ * C::kDepth * (C::kTransposed ? C::kSize : 1) + row * C::kSize +
+                         inside;
 #pragma unroll
-    for (int i = threadIdx.x; i < C::kBlockRows * kChunks; i += C::kThreads) {
-      const int row = i / kChunks, inside = i % kChunks * kBlockUnit;
-      copy_async<16>(&stage.block[row][inside], block + row * C::kSize + inside, valid);
-    }
+    for (int i = 0; i < C::kBlockRows; i += kRowsAtOnce)
+      copy_async<16>(&stage.block[i + row][inside], at + i * C::kSize, valid);
   }
 
   const BlockProduct& p_;
