@@ -21,7 +21,8 @@ constexpr int kScan = 512;       // entries of the table that are looked at at a
 constexpr int kQueue = 1024;     // a power of two, at least what one scan and one stage hold
 constexpr int kBlocks = 1056;    // on 132 multiprocessors, 4 to 8 each
 constexpr int kLeastRows = 512;  // in a chunk: a tile costs as much to write as 30 rows to read
-constexpr int kWide = 64, kNarrow = 32;
+constexpr int kNarrow = 32, kMiddle = 64, kWide = 128;
+constexpr int kWideBlocks = 660;  // of 128 x 128: they run two at a time
 static_assert((kQueue & (kQueue - 1)) == 0 && kQueue >= kScan + 64);
 
 template <int kThreads>
@@ -117,7 +118,7 @@ __global__ void __launch_bounds__(Tile::kThreads)
   auto& memory = shared<GradShared<Tile>>();
   const int64_t per_out = args.c_out / args.groups, per_in = args.c_in / args.groups;
   const int64_t tiles_in = ceil_div(per_in, Tile::kIn), tiles_out = ceil_div(per_out, Tile::kOut);
-  int64_t block = blockIdx.x;
+  int64_t block = blockIdx.x;  // chunks first, so that blocks that run together read the same rows
   const int64_t first_in = block % tiles_in * Tile::kIn;
   block /= tiles_in;
   const int64_t first_out = block % tiles_out * Tile::kOut;
@@ -220,7 +221,7 @@ Status run_fitting(const Stream& stream, const WeightGradArgs<typename Middle::T
   if (per_out % kPack != 0 || per_in % kPack != 0 || address % 16 != 0)
     return run<Middle, false>(stream, args);
   if (per_out <= kNarrow && per_in <= kNarrow) return run<Narrow, true>(stream, args);
-  if (per_out <= kWide || per_in <= kWide) return run<Middle, true>(stream, args);
+  if (per_out <= kMiddle || per_in <= kMiddle) return run<Middle, true>(stream, args);
   return run<Wide, true>(stream, args);
 }
 
@@ -244,15 +245,19 @@ Status run_typed(const Stream& stream, const WeightGradArgs<T>& args) {
 
 int64_t weight_grad_chunks(int64_t n_dst, int64_t c_in, int64_t c_out, int64_t n_offsets,
                            int64_t groups) {
-  const int64_t tiles = weight_grad_blocks(c_in, c_out, n_offsets, groups, 1);
-  const int64_t wanted = ceil_div(kBlocks, tiles), most = ceil_div(n_dst, kLeastRows);
+  const int64_t per_out = c_out / groups, per_in = c_in / groups;
+  const bool wide = per_out > kMiddle && per_in > kMiddle;
+  const int64_t extent = wide ? kWide : kMiddle;
+  const int64_t tiles = ceil_div(per_out, extent) * ceil_div(per_in, extent) * groups * n_offsets;
+  const int64_t wanted = ceil_div(wide ? kWideBlocks : kBlocks, tiles);
+  const int64_t most = ceil_div(n_dst, kLeastRows);
   return most < 1 ? 1 : wanted < most ? wanted : most;
 }
 
 int64_t weight_grad_blocks(int64_t c_in, int64_t c_out, int64_t n_offsets, int64_t groups,
                            int64_t n_chunks) {
   const int64_t per_out = c_out / groups, per_in = c_in / groups;
-  return ceil_div(per_out, kWide) * ceil_div(per_in, kWide) * groups * n_offsets * n_chunks;
+  return ceil_div(per_out, kMiddle) * ceil_div(per_in, kMiddle) * groups * n_offsets * n_chunks;
 }
 
 template <class T>

@@ -22,7 +22,7 @@ struct WeightGradArgs {
 // sizes alone, so that results are those of any other GPU.
 int64_t weight_grad_chunks(int64_t n_dst, int64_t c_in, int64_t c_out, int64_t n_offsets,
                            int64_t groups);
-// Blocks of the first kernel, which must be less than 2^31.
+// The most blocks of the first kernel, which must be less than 2^31.
 int64_t weight_grad_blocks(int64_t c_in, int64_t c_out, int64_t n_offsets, int64_t groups,
                            int64_t n_chunks);
 template <class T>  // float, double, bf16, f16
