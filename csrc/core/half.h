@@ -63,12 +63,18 @@ DS_INLINE float widened(bf16 v) {
   return float_of_bits(static_cast<uint32_t>(v.bits) << 16);
 }
 DS_INLINE float widened(f16 v) {
+#ifdef __CUDA_ARCH__
+  float wide;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(v.bits));
+  return wide;
+#else
   const uint32_t sign = static_cast<uint32_t>(v.bits & 0x8000) << 16, rest = v.bits & 0x7fff;
   if (rest < 0x0400)  // zero and subnormals: a multiple of 2^-24
     return float_of_bits(sign | float_bits(static_cast<float>(rest) * 0x1p-24f));
   const uint32_t quiet = rest > 0x7c00 ? 0x400000 : 0;  // as vcvtph2ps: a NaN becomes quiet
   const uint32_t bias = rest >= 0x7c00 ? (255 - 31) << 23 : (127 - 15) << 23;
   return float_of_bits((sign | ((rest << 13) + bias)) | quiet);
+#endif
 }
 
 template <class T>
@@ -78,15 +84,26 @@ struct Rounding {
 template <>
 struct Rounding<bf16> {
   DS_INLINE static bf16 of(float v) {
+#ifdef __CUDA_ARCH__
+    uint16_t narrow;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(narrow) : "f"(v));
+    return {narrow};
+#else
     const uint32_t bits = float_bits(v);
     // A NaN must not become an infinity by losing its last bits.
     const uint32_t rounded = v != v ? bits | 0x400000 : bits + 0x7fff + (bits >> 16 & 1);
     return {static_cast<uint16_t>(rounded >> 16)};
+#endif
   }
 };
 template <>
 struct Rounding<f16> {
   DS_INLINE static f16 of(float v) {
+#ifdef __CUDA_ARCH__
+    uint16_t narrow;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(narrow) : "f"(v));
+    return {narrow};
+#else
     const uint32_t sign = float_bits(v) >> 16 & 0x8000, rest = float_bits(v) & 0x7fffffff;
     uint32_t bits;
     if (rest > 0x7f800000)
@@ -98,6 +115,7 @@ struct Rounding<f16> {
     else  // 1/2 has a last bit of 2^-24, a subnormal's: the addition rounds
       bits = float_bits(float_of_bits(rest) + 0.5f) - 0x3f000000;
     return {static_cast<uint16_t>(sign | bits)};
+#endif
   }
 };
 template <class T>

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from . import ops
+from . import _gpu_masked, ops
 from ._autograd import Grads, column_sum, once, wanted
 from ._packed_forms import forms_of
 from ._packed_weight import PackedWeight
@@ -39,6 +39,8 @@ def _counts(structures: MatrixStructures, n_rows: int) -> Product:
 
 def runs_dense(n_rows: int, mask: Tensor, dtype: torch.dtype, trained: bool) -> bool:
     """Whether torch's kernels do all of a layer: its product and, if trained, both gradients."""
+    if mask.is_cuda:
+        return _gpu_masked.runs_dense(n_rows, mask, dtype)
     p = _counts(of_matrix(mask), n_rows)
     if runs_sparse(p, dtype, trained=True):
         return False
@@ -51,6 +53,8 @@ def _transposed(p: Product) -> Product:
 
 def masked_product(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None = None) -> Tensor:
     """`x @ where(mask, weight, 0).T + bias`: (m, c_out); no gradient."""
+    if x.is_cuda:
+        return _gpu_masked.masked_product(x, weight, mask, bias)
     structures = of_matrix(mask)
     if not runs_sparse(_counts(structures, x.shape[0]), x.dtype, trained=True):
         return F.linear(x, _dense(weight, mask), bias)
@@ -60,6 +64,8 @@ def masked_product(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None 
 
 def masked_input_grad(dy: Tensor, weight: Tensor, mask: Tensor) -> Tensor:
     """`dy @ where(mask, weight, 0)`: (m, c_in)."""
+    if dy.is_cuda:
+        return _gpu_masked.masked_input_grad(dy, weight, mask)
     structures = of_matrix(mask)
     if not runs_sparse(_transposed(_counts(structures, dy.shape[0])), dy.dtype, trained=True):
         return dy @ _dense(weight, mask)
@@ -70,6 +76,8 @@ def masked_input_grad(dy: Tensor, weight: Tensor, mask: Tensor) -> Tensor:
 
 def masked_weight_grad(dy: Tensor, x: Tensor, mask: Tensor) -> Tensor:
     """`where(mask, dy.T @ x, 0)`: (c_out, c_in), the dtype of x."""
+    if dy.is_cuda:
+        return _gpu_masked.masked_weight_grad(dy, x, mask)
     structures = of_matrix(mask)
     if not samples(_counts(structures, x.shape[0]), x.dtype):
         return torch.where(mask, dy.t() @ x, 0)

@@ -210,3 +210,13 @@ def check_mask(operation: str, mask: Any, shape: Sequence[int], device: torch.de
             f"{operation}: mask must be on {device} like the weight, got {mask.device}; "
             "move one of them"
         )
+
+
+def check_keys_fit(in_shape: tuple[int, ...], out_shape: tuple[int, ...], n_samples: int) -> None:
+    """Linear keys of grids with any of these extents per axis must fit int64."""
+    widest = n_samples * math.prod(map(max, in_shape, out_shape))
+    if widest >= 2**63:
+        raise ValueError(
+            f"output_coords: extents {tuple(in_shape)} and {tuple(out_shape)} must multiply, with "
+            f"the batch, to less than 2^63, got {widest}; use a smaller grid"
+        )

@@ -28,6 +28,11 @@ def moved(plan: Any, device: torch.device) -> Any:
     return plan.to(device) if hasattr(plan, "to") else plan
 
 
+def has_kernels() -> bool:
+    """Whether `gpu` has any."""
+    return _kernels is not None
+
+
 def gpu() -> Any:
     """The bindings of the CUDA kernels: the functions of `_C`, on CUDA tensors.
 

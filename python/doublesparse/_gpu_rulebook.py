@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
+from . import _C
+from ._checks import check_keys_fit
 from ._device import gpu
 from ._gpu_pairs import GpuPairs
 
@@ -16,6 +19,7 @@ BITMAP_BYTES = 32 * 2**20
 """Largest bitmap that a neighbour table is looked up in: what stays in the L2 cache."""
 _BITMAP_SITE_BYTES = 512  # zeros that a site pays for; beyond, a search is less work
 _BITMAP_FREE_BYTES = 2**18  # a bitmap that costs no more than a launch
+_FAN_OUT = 9  # keys made of one at a time: 24 bytes of memory each
 
 
 def linear_keys(coords: Tensor, shape: Ints) -> Tensor:
@@ -57,3 +61,51 @@ def build_pairs(
     walk = (target_shape, kernel, stride, padding, dilation, symmetric)
     gpu().neighbour_table(query_coords, target_coords, *walk, bitmap, keys, table)
     return GpuPairs.of_table(table, n_target).reversed()
+
+
+def output_coords(
+    coords: Tensor,
+    in_shape: Ints,
+    out_shape: Ints,
+    kernel: Ints,
+    stride: Ints,
+    padding: Ints,
+    dilation: Ints,
+    transposed: bool,
+) -> Tensor:
+    """`ops.output_coords`; reads back the number of samples, and a length per group of axes.
+
+    Axes are dilated together as long as a key becomes no more than `_FAN_OUT`, so that memory stays
+    near what the result takes: a 3 x 3 kernel in one go, 3 x 3 x 3 in two.
+    """
+    if len(coords) == 0 or 0 in out_shape:
+        return coords.new_empty(0, coords.shape[1])
+    n_samples = int(coords[-1, 0]) + 1
+    check_keys_fit(in_shape, out_shape, n_samples)
+    keys, shape = linear_keys(coords, in_shape), in_shape
+    walks = zip(kernel, stride, dilation, strict=True)
+    n_outputs = [_C.axis_fan_out(*walk, transposed) for walk in walks]
+    for first, end in _groups_of_axes(n_outputs):
+        grown = (*shape[:first], *out_shape[first:])
+        n = len(keys) * math.prod(n_outputs[first:end])
+        expanded, ordered, n_out = (keys.new_empty(m) for m in (n, n, 1))
+        workspace = keys.new_empty(-(-gpu().algorithm_workspace(n) // 8))
+        walk = (kernel, stride, padding, dilation, transposed, first, end)
+        gpu().dilate_keys(
+            keys, n_samples, shape, grown, *walk, workspace, expanded, ordered, n_out
+        )
+        keys, shape = expanded[: int(n_out)].clone(), grown
+        if len(keys) == 0:
+            return coords.new_empty(0, coords.shape[1])
+    return coords_of_keys(keys, out_shape)
+
+
+def _groups_of_axes(n_outputs: list[int]) -> Iterator[tuple[int, int]]:
+    """Axes first .. end - 1 that are dilated together, the last ones first."""
+    end = len(n_outputs)
+    while end > 0:
+        first = end - 1
+        while first > 0 and math.prod(n_outputs[first - 1 : end]) <= _FAN_OUT:
+            first -= 1
+        yield first, end
+        end = first

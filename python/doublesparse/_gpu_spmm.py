@@ -16,9 +16,14 @@ def _acc(dtype: torch.dtype) -> torch.dtype:
 
 def _starts(counts: Tensor, dtype: torch.dtype) -> Tensor:
     """Exclusive sums and, last, the total."""
-    starts = torch.zeros(counts.numel() + 1, dtype=dtype, device=counts.device)
+    starts = counts.new_zeros(counts.numel() + 1, dtype=dtype)
     torch.cumsum(counts, 0, out=starts[1:])
     return starts
+
+
+def _counting(like: Tensor) -> Tensor:
+    """0, 1, 2, ... int64, as long as a list."""
+    return torch.ones_like(like, dtype=torch.int64).cumsum(0) - 1
 
 
 class Plan:
@@ -59,15 +64,13 @@ class Plan:
         starts = _starts(n_chunks.flatten(), torch.int64)
         self.slabs = n_chunks.sum((1, 2)).argsort(descending=True, stable=True).to(torch.int32)
         start_of = starts[:-1].view(n_slabs, n_panels, slab).transpose(1, 2).flatten()
-        place = (start_of[in_row] * chunk - first[in_row]).add_(
-            torch.arange(rows.numel(), device=rows.device)
-        )
+        place = start_of[in_row] * chunk - first[in_row] + _counting(rows)
         n_entries = int(starts[-1]) * chunk
         self.starts = starts.to(torch.int32)
-        own = torch.full((n_entries,), panel, dtype=torch.int16, device=rows.device)
+        own = rows.new_full((n_entries,), panel, dtype=torch.int16)
         own[place] = (columns % panel).to(torch.int16)
         self.columns = own.view(-1, chunk)
-        self.source = torch.full((n_entries,), -1, dtype=torch.int32, device=rows.device)
+        self.source = rows.new_full((n_entries,), -1, dtype=torch.int32)
         self.source[place] = source
 
 
@@ -103,10 +106,15 @@ class GpuCsr:
         return _starts(torch.bincount(self.rows, minlength=self.shape[0]), torch.int64)
 
     @cached_property
+    def narrow_columns(self) -> Tensor:
+        """int16 (n_kept,): the columns' low 16 bits."""
+        return self.columns.to(torch.int16)
+
+    @cached_property
     def forward(self) -> Plan:
         """Of the matrix."""
-        n = torch.arange(self.n_kept, dtype=torch.int32, device=self.kept.device)
-        return Plan(self.rows, self.columns, self.shape, n)
+        order = _counting(self.kept).to(torch.int32)
+        return Plan(self.rows, self.columns, self.shape, order)
 
     @cached_property
     def backward(self) -> Plan:
@@ -168,9 +176,36 @@ def spmm(
         TypeError: a wrong dtype.
         ValueError: a shape does not fit.
     """
-    return product(x, PackedValues(csr.forward, values), bias, scales)
+    kernels, (m, n_columns) = gpu(), x.shape
+    if not 0 < m <= kernels.SPMM_GEMV_ROWS or n_columns > kernels.SPMM_GEMV_COLUMNS:
+        return product(x, PackedValues(csr.forward, values), bias, scales)
+    y = x.new_empty(m, csr.shape[0])
+    bias = bias if bias is None else bias.to(_acc(x.dtype))
+    kernels.spmm_gemv(csr.row_start, csr.narrow_columns, values, scales, x, bias, y)
+    return y
 
 
 def spmm_t(dy: Tensor, csr: GpuCsr, values: Tensor) -> Tensor:
     """``dy @ W``: (m, n_columns), the dtype of dy (m, n_rows); `values` as in `spmm`, not int8."""
     return product(dy, PackedValues(csr.backward, values))
+
+
+def sddmm(dy: Tensor, x: Tensor, csr: GpuCsr) -> Tensor:
+    """``dy.T @ x`` at the kept entries of W: (n_kept,), float32 or, for float64, float64.
+
+    Args:
+        dy: (m, n_rows), contiguous.
+        x: (m, n_columns), contiguous, the dtype of dy.
+        csr: of W.
+    """
+    out = x.new_empty(csr.n_kept, dtype=_acc(x.dtype))
+    sample(dy, x, csr, None, out)
+    return out
+
+
+def sample(dy: Tensor, x: Tensor, csr: GpuCsr, kept: Tensor | None, out: Tensor) -> None:
+    """Writes the sampled values to out, in the order of values or, with `kept`, to those places."""
+    plan, m = csr.forward, x.shape[0]
+    partial = x.new_empty(gpu().sddmm_splits(m), plan.source.numel(), dtype=_acc(x.dtype))
+    lists = plan.slabs, plan.starts, plan.columns, *plan.shape, plan.source, kept
+    gpu().sddmm(*lists, _lanes(dy), _lanes(x), m, partial, out)

@@ -94,7 +94,7 @@ def _on_pairs(run: Callable[..., Any], at: int) -> Callable[..., Any]:
     """An operator of `ops` whose argument number `at` are pairs, given as three tensors."""
 
     def call(*args: Any) -> Any:
-        return run(*args[:at], ops.pairs_of(*args[at : at + 3]), *args[at + 3 :])
+        return run(*args[:at], ops.Pairs(*args[at : at + 3]), *args[at + 3 :])
 
     return call
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from . import _autograd_spmm as _spmm
 from ._autograd import wanted
 from ._checks import check_mask
+from ._device import has_kernels
 from ._torch_compat import traced
 
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -47,9 +48,10 @@ def masked_linear(x: Any, weight: Tensor, mask: Tensor, bias: Tensor | None = No
     check_mask("masked_linear", mask, weight.shape, weight.device)
     if not _has_kernel(x, weight, bias):
         return F.linear(x, torch.where(mask, weight, 0), bias)
-    if torch.is_autocast_enabled("cpu") and x.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype("cpu")
-        with torch.autocast("cpu", enabled=False):
+    device = x.device.type
+    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device)
+        with torch.autocast(device, enabled=False):
             own = bias if bias is None else bias.to(dtype)
             return masked_linear(x.to(dtype), weight.to(dtype), mask, own)
     if not traced(x) and _spmm.runs_dense(
@@ -66,12 +68,18 @@ def masked_linear(x: Any, weight: Tensor, mask: Tensor, bias: Tensor | None = No
     return y if x.dim() == 2 else y.view(*x.shape[:-1], y.shape[1])
 
 
+def _autocasts(weight: Tensor) -> bool:
+    return torch.is_autocast_enabled(weight.device.type)
+
+
 def _has_kernel(x: Any, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether our kernels take these; torch says what is wrong with the others."""
     tensors = (x, weight) if bias is None else (x, weight, bias)
     return (
-        all(isinstance(t, Tensor) and t.is_cpu and t.dtype in _FLOATS for t in tensors)
-        and (torch.is_autocast_enabled("cpu") or all(t.dtype == weight.dtype for t in tensors))
+        all(isinstance(t, Tensor) and t.dtype in _FLOATS for t in tensors)
+        and (weight.is_cpu or (weight.is_cuda and has_kernels()))
+        and all(t.device == weight.device for t in tensors)
+        and (_autocasts(weight) or all(t.dtype == weight.dtype for t in tensors))
         and x.layout is torch.strided
         and x.dim() > 0
         and weight.dim() == 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from . import _cache, ops
 from ._device import whole
 from ._geometry import Steps, per_axis, resolve
+from ._gpu_pairs import GpuPairs
 from ._torch_compat import untraced
 from ._watch import current as watch
 from .sites import Sites
@@ -39,7 +40,10 @@ class Entry:
     @property
     def n_bytes(self) -> int:
         """Bytes held."""
-        return 8 * self.pairs.n_pairs + 8 * self.pairs.n_offsets
+        pairs: Any = self.pairs
+        if isinstance(pairs, GpuPairs):  # without reading their number back
+            return int(pairs.n_bytes)
+        return int(8 * pairs.n_pairs + 8 * pairs.n_offsets)
 
 
 def find(sites: Sites, steps: Steps) -> Entry:
@@ -97,7 +101,7 @@ def _build(sites: Sites, steps: Steps) -> Entry:
     geometry = (steps.kernel, steps.stride, steps.left, steps.dilation)
     if steps.is_pointwise:
         rows = torch.arange(sites.n_sites, dtype=torch.int32, device=sites.device)
-        return Entry(ops.pairs_of(rows, rows, whole(sites.n_sites, sites.device)), None)
+        return Entry(ops.Pairs(rows, rows, whole(sites.n_sites, sites.device)), None)
     if steps.kind == "submanifold":
         pairs = ops.build_pairs(coords, coords, steps.in_shape, *geometry, symmetric=True)
         return Entry(pairs.reversed(), None)

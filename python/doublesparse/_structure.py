@@ -22,6 +22,7 @@ _UNITS = (16, 8, 4)
 # Columns of a block. 256 of them and 4 vectors of lanes fill 32 KiB; a unit of several rows reads
 # its columns several times, so its block is to leave room in L1.
 _UNIT_BLOCK, _BLOCK, _WIDE_BLOCK = 128, 256, 512
+_MIXERS = (-0xAE502812AA7333, -0x3B314601E57A13AD)  # odd, of MurmurHash3
 _FEW = 0.15  # density below which the segments of a narrow block are too short
 _MADE = TypeVar("_MADE")
 
@@ -174,7 +175,19 @@ class _Remembered:
 
 
 def _content(mask: Tensor) -> bytes:
-    return blake2b(mask.detach().contiguous().numpy().tobytes()).digest()
+    mask = mask.detach()
+    if mask.is_cuda:
+        return _mixed(mask)
+    return blake2b(mask.contiguous().numpy().tobytes()).digest()
+
+
+def _mixed(mask: Tensor) -> bytes:
+    """Two sums of mixed places, on the mask's device, so that 16 bytes are read back."""
+    bits = mask.flatten().nonzero().view(-1)
+    for factor in _MIXERS:  # multiply and fold, modulo 2^64: as the finalizer of MurmurHash3
+        bits = (bits ^ ((bits >> 33) & 0x7FFFFFFF)) * factor
+    low, high = torch.stack((bits.sum(), (bits ^ ((bits >> 29) & 0x7FFFFFFFF)).sum())).tolist()
+    return b"".join(n.to_bytes(8, "little", signed=True) for n in (low, high))
 
 
 _remembered: dict[Hashable, _Remembered] = {}

@@ -63,11 +63,15 @@ def window_table(
     Raises:
         ValueError: a row, class or sample is out of range, or a class row does not fit int32.
     """
-    if traced(pairs.src_rows):
+    on_gpu = isinstance(pairs, _gpu_ops.Pairs)  # whose lists are made only if somebody looks
+    if traced(None if on_gpu else pairs.src_rows):
         lists = (pairs.src_rows, pairs.dst_rows, pairs.offset_start)
         ground = (out_class, tap_class, rows_per_sample, out_batch)
         return torch.ops.doublesparse.window_table(*lists, n_out, *ground)
     _require_size("window_table", "n_out", n_out)
+    if on_gpu:
+        ground = (out_class, tap_class, rows_per_sample, out_batch)
+        return _gpu_ops.window_table(pairs, n_out, *ground)
     table = torch.empty(n_out, pairs.n_offsets, dtype=torch.int32)
     threads = torch.get_num_threads()
     _C.window_table(pairs, out_class, tap_class, rows_per_sample, out_batch, table, threads)
@@ -94,6 +98,8 @@ def ground_taps(table: Tensor, n_class_rows: int) -> tuple[Tensor, Tensor, Tenso
     if traced(table):
         return torch.ops.doublesparse.ground_taps(table, n_class_rows)
     _require_size("ground_taps", "n_class_rows", n_class_rows)
+    if _on_gpu(table):
+        return _gpu_ops.ground_taps(table, n_class_rows)
     try:
         n_out, n_offsets = table.shape
     except _NO_SHAPE:
@@ -128,6 +134,8 @@ def every_tap(table: Tensor, n_class_rows: int) -> tuple[Tensor, Tensor]:
     if traced(table):
         return torch.ops.doublesparse.every_tap(table, n_class_rows)
     _require_size("every_tap", "n_class_rows", n_class_rows)
+    if _on_gpu(table):
+        return _gpu_ops.every_tap(table, n_class_rows)
     try:
         n_out, _ = table.shape
     except _NO_SHAPE:
@@ -154,6 +162,8 @@ def invert_rows(rows: Tensor, n: int) -> tuple[Tensor, Tensor]:
     if traced(rows):
         return torch.ops.doublesparse.invert_rows(rows, n)
     _require_size("invert_rows", "n", n)
+    if _on_gpu(rows):
+        return _gpu_ops.invert_rows(rows, n)
     try:
         (n_rows,) = rows.shape
     except _NO_SHAPE:
@@ -331,6 +341,8 @@ def window_max(x: Tensor, ground_rows: Tensor | None, table: Tensor) -> tuple[Te
     """
     if traced(x):
         return torch.ops.doublesparse.window_max(x, ground_rows, table)
+    if _on_gpu(x):
+        return _gpu_ops.window_max(x, ground_rows, table)
     try:
         (_, n_channels), (n_out, _) = x.shape, table.shape
     except _NO_SHAPE:
@@ -350,6 +362,8 @@ def window_sum(x: Tensor, ground_rows: Tensor | None, table: Tensor) -> Tensor:
     """
     if traced(x):
         return torch.ops.doublesparse.window_sum(x, ground_rows, table)
+    if _on_gpu(x):
+        return _gpu_ops.window_sum(x, ground_rows, table)
     try:
         (_, n_channels), (n_out, _) = x.shape, table.shape
     except _NO_SHAPE:
@@ -383,6 +397,8 @@ def window_max_grad(
     if traced(dy):
         return torch.ops.doublesparse.window_max_grad(dy, arg, start, index, K, n_rows)
     _require_size("window_max_grad", "n_rows", n_rows)
+    if _on_gpu(dy):
+        return _gpu_ops.window_max_grad(dy, arg, start, index, K, n_rows)
     try:
         (_, n_channels), (n_positions,) = dy.shape, index.shape
     except _NO_SHAPE:

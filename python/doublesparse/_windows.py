@@ -132,7 +132,7 @@ def _every_tap(n_rows: int, n_offsets: int, device: torch.device) -> ops.Pairs:
     rows = torch.arange(n_rows, dtype=torch.int32, device=device).repeat(n_offsets)
     start = torch.arange(n_offsets + 1, device=device) * n_rows
     u_rows = torch.arange(n_rows * n_offsets, dtype=torch.int32, device=device)
-    return ops.pairs_of(rows, u_rows, start)
+    return ops.Pairs(rows, u_rows, start)
 
 
 def every_tap(n_rows: int, n_offsets: int, device: torch.device) -> ops.Pairs:
@@ -225,7 +225,7 @@ def _piece(table: Callable[[int, int], Tensor], first: int, last: int, n_rows: i
     start, u_rows, class_rows, u_start = ops.ground_taps(part, len(used))
     n_u = len(class_rows)
     u = torch.arange(n_u, dtype=torch.int32, device=class_rows.device)
-    pairs = ops.pairs_of(class_rows, u, u_start)
+    pairs = ops.Pairs(class_rows, u, u_start)
     return Chunk(used, pairs, n_u, Segments(u_rows, start, n_u))
 
 

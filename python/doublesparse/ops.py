@@ -12,14 +12,16 @@ kernels.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from . import _C, _gpu_ops
-from ._checks import check_mask
+from ._checks import check_keys_fit, check_mask
 from ._kept import DENSE_SHARE, kept_lists, masked
+from ._pairs import Lists as Lists
+from ._pairs import Pairs as Pairs
 from ._scratch import scratch
 from ._spmm_ops import Tiles as Tiles
 from ._spmm_ops import sddmm as sddmm
@@ -42,36 +44,10 @@ from ._window_ops import window_max_grad as window_max_grad
 from ._window_ops import window_sum as window_sum
 from ._window_ops import window_table as window_table
 
-Pairs = _C.Pairs
-"""``Pairs(src_rows, dst_rows, offset_start)``: int32 (n_pairs,) twice, int64 (n_offsets + 1,).
-
-The list of offset k is ``[offset_start[k], offset_start[k + 1])``; both rows strictly ascend within
-it, which is checked once, here. ``.reversed()`` swaps source and destination; ``.n_pairs``,
-``.n_offsets``, ``.src_rows``, ``.dst_rows``, ``.offset_start``.
-"""
-
 Ints = tuple[int, ...]
 
 _HALF = (torch.bfloat16, torch.float16)
 _GROUP_ROWS = 32  # output rows that share their matrix tiles
-
-
-def pairs_of(src_rows: Tensor, dst_rows: Tensor, offset_start: Tensor) -> Pairs:
-    """`Pairs` on the device of its lists."""
-    kind: Any = cast("Any", _gpu_ops).Pairs if src_rows.is_cuda else Pairs
-    return cast("Pairs", kind(src_rows, dst_rows, offset_start))
-
-
-class Lists(NamedTuple):
-    """The three tensors of ``Pairs``, unchecked: its stand-in where tensors have no data."""
-
-    src_rows: Tensor
-    dst_rows: Tensor
-    offset_start: Tensor
-
-    def reversed(self) -> Lists:
-        """Source and destination swapped."""
-        return Lists(self.dst_rows, self.src_rows, self.offset_start)
 
 
 def linear_keys(coords: Tensor, shape: Ints) -> Tensor:
@@ -122,9 +98,10 @@ def build_pairs(
     Returns:
         Pairs with the query as source and the target as destination.
     """
-    plan = _C.PairPlan(
-        query_coords, target_coords, target_shape, kernel, stride, padding, dilation, symmetric
-    )
+    walk = (target_shape, kernel, stride, padding, dilation, symmetric)
+    if query_coords.is_cuda:
+        return cast("Pairs", _gpu_ops.build_pairs(query_coords, target_coords, *walk))
+    plan = _C.PairPlan(query_coords, target_coords, *walk)
     threads = torch.get_num_threads()
     workspace = scratch(plan.workspace(), torch.int64)
     offset_start = torch.empty(math.prod(kernel) + 1, dtype=torch.int64)
@@ -157,14 +134,13 @@ def output_coords(
         return torch.ops.doublesparse.output_coords(
             coords, in_shape, out_shape, kernel, stride, padding, dilation, transposed
         )
+    if coords.is_cuda:
+        return _gpu_ops.output_coords(
+            coords, in_shape, out_shape, kernel, stride, padding, dilation, transposed
+        )
     if len(coords) == 0 or 0 in out_shape:
         return coords.new_empty(0, coords.shape[1])
-    widest = (int(coords[-1, 0]) + 1) * math.prod(map(max, in_shape, out_shape))
-    if widest >= 2**63:
-        raise ValueError(
-            f"output_coords: extents {tuple(in_shape)} and {tuple(out_shape)} must multiply, with "
-            f"the batch, to less than 2^63, got {widest}; use a smaller grid"
-        )
+    check_keys_fit(in_shape, out_shape, int(coords[-1, 0]) + 1)
     keys = linear_keys(coords, in_shape)
     shape = list(in_shape)
     for a in reversed(range(len(shape))):
@@ -186,6 +162,8 @@ def pack_weight(weight: Tensor, groups: int = 1, transposed: bool = False) -> Te
         groups: as of ``conv``.
         transposed: as of ``conv``.
     """
+    if weight.is_cuda:
+        return _gpu_ops.pack_weight(weight, groups, transposed)
     c_in, c_out = weight.shape[1] * groups, weight.shape[0]
     if transposed:
         c_in, c_out = c_out, c_in
@@ -235,6 +213,9 @@ def conv(
             return torch.ops.doublesparse.conv(x, weight, *lists, *sums)
         with torch.autocast(device, enabled=False):  # raw operators take operands as they are
             return torch.ops.doublesparse.conv(x, weight, *lists, *sums)
+    if x.is_cuda:
+        given = (bias, groups, u, u_start, u_rows, transposed, packed)
+        return _gpu_ops.conv(x, weight, pairs, n_dst, *given)
     c_out = weight.shape[1] * groups if transposed else weight.shape[0]
     y = x.new_empty(n_dst, c_out)
     threads = torch.get_num_threads()
@@ -273,6 +254,8 @@ def conv_input_grad(
     if traced(dy):
         lists = (pairs.src_rows, pairs.dst_rows, pairs.offset_start)
         return torch.ops.doublesparse.conv_input_grad(dy, weight, *lists, n_src, groups)
+    if dy.is_cuda:
+        return _gpu_ops.conv_input_grad(dy, weight, pairs, n_src, groups)
     return conv(dy, weight, pairs.reversed(), n_src, groups=groups, transposed=True)
 
 
@@ -281,6 +264,8 @@ def conv_weight_grad(x: Tensor, dy: Tensor, pairs: Pairs, groups: int = 1) -> Te
     if traced(x):
         lists = (pairs.src_rows, pairs.dst_rows, pairs.offset_start)
         return torch.ops.doublesparse.conv_weight_grad(x, dy, *lists, groups)
+    if x.is_cuda:
+        return _gpu_ops.conv_weight_grad(x, dy, pairs, groups)
     c_in, c_out = x.shape[1], dy.shape[1]
     dw = x.new_empty(c_out, c_in // groups, pairs.n_offsets)
     size = _C.conv_weight_grad_workspace(x, dy, pairs, groups)
@@ -295,7 +280,7 @@ def pack_masked_weight(
 ) -> Tensor:
     """`pack_weight` for `masked_conv`: the kept weights alone, where lists of them are used."""
     if weight.is_cuda:
-        return pack_weight(masked(weight, mask).contiguous(), groups, transposed)
+        return _gpu_ops.pack_masked_weight(weight, mask, groups, transposed)
     lists = kept_lists(mask, groups, transposed, weight.dtype)
     if lists.share > DENSE_SHARE:
         return pack_weight(masked(weight, mask).contiguous(), groups, transposed)
@@ -347,10 +332,10 @@ def masked_conv(
             return torch.ops.doublesparse.masked_conv(x, weight, mask, *lists, *sums)
         with torch.autocast(device, enabled=False):  # raw operators take operands as they are
             return torch.ops.doublesparse.masked_conv(x, weight, mask, *lists, *sums)
+    if x.is_cuda:
+        sums = (n_dst, bias, groups, u, u_start, u_rows, transposed)
+        return _gpu_ops.masked_conv(x, weight, mask, pairs, *sums, packed)
     check_mask("masked_conv", mask, weight.shape, weight.device)
-    if x.is_cuda:  # the lists of `_kept` belong to the CPU's kernels
-        weight = masked(weight, mask).contiguous() if packed is None else weight
-        return conv(x, weight, pairs, n_dst, bias, groups, u, u_start, u_rows, transposed, packed)
     c_out = weight.shape[1] * groups if transposed else weight.shape[0]
     on_tiles = x.dtype in _HALF and _C.takes_row_groups(x, c_out, groups)
     kept = kept_lists(mask, groups, transposed, x.dtype)
@@ -381,6 +366,8 @@ def masked_conv_input_grad(
         return torch.ops.doublesparse.masked_conv_input_grad(
             dy, weight, mask, *lists, n_src, groups
         )
+    if dy.is_cuda:
+        return _gpu_ops.masked_conv_input_grad(dy, weight, mask, pairs, n_src, groups)
     return masked_conv(
         dy, weight, mask, pairs.reversed(), n_src, groups=groups, transposed=True
     )
@@ -401,10 +388,10 @@ def masked_conv_weight_grad(
     if traced(x):
         lists = (pairs.src_rows, pairs.dst_rows, pairs.offset_start)
         return torch.ops.doublesparse.masked_conv_weight_grad(x, dy, mask, *lists, groups)
+    if x.is_cuda:
+        return _gpu_ops.masked_conv_weight_grad(x, dy, mask, pairs, groups)
     shape = (dy.shape[1], x.shape[1] // groups, pairs.n_offsets)
     check_mask("masked_conv_weight_grad", mask, shape, x.device)
-    if x.is_cuda:
-        return masked(conv_weight_grad(x, dy, pairs, groups), mask)
     kept = kept_lists(mask, groups, False, x.dtype)
     on_tiles = x.dtype in _HALF and _C.takes_row_groups(x, dy.shape[1], groups)
     if on_tiles or kept.share > DENSE_SHARE:

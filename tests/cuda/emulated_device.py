@@ -10,13 +10,14 @@ tensor is made on the wrong device. What a GPU would have waited for is counted 
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 from doublesparse import _device, _torch_compat
@@ -39,23 +40,12 @@ _READS = {
 _CPU_TOO = {_aten.copy_, _aten.index, _aten.index_put_, _aten.index_put}
 """Operators that take operands of both devices."""
 
-_CREATE = {
-    getattr(torch, name)
-    for name in (
-        *("empty", "zeros", "ones", "full", "arange", "tensor", "as_tensor", "eye", "linspace"),
-        *("rand", "randn", "randint", "randperm", "empty_strided", "asarray", "scalar_tensor"),
-    )
-}
-_LIKE = {
-    getattr(torch, f"{name}_like")
-    for name in ("empty", "zeros", "ones", "full", "rand", "randn", "randint")
-}
-_NEW = {
-    getattr(Tensor, f"new_{name}")
-    for name in ("empty", "zeros", "ones", "full", "tensor", "empty_strided")
-}
-
-_SET_DATA = Tensor.data.__set__
+_CREATE = (
+    *("empty", "zeros", "ones", "full", "arange", "tensor", "as_tensor", "eye", "linspace"),
+    *("rand", "randn", "randint", "randperm", "empty_strided", "asarray", "scalar_tensor"),
+)
+_LIKE = tuple(f"{name}_like" for name in ("empty", "zeros", "ones", "full", "rand", "randn"))
+_NEW = ("new_empty", "new_zeros", "new_ones", "new_full", "new_tensor", "new_empty_strided")
 
 
 @dataclass
@@ -239,49 +229,69 @@ def _split_to(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, list[
     return (None if device is None else torch.device(device)), rest, kwargs
 
 
-def _to(t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+_tensor_to = Tensor.to
+
+
+def _to(t: Any, *args: Any, **kwargs: Any) -> Any:
+    if not isinstance(t, Tensor):  # a SparseTensor, by `Tensor.to(x)`
+        return _tensor_to(t, *args, **kwargs)
     device, rest, kwargs = _split_to(args, dict(kwargs))
     if any(isinstance(a, torch.dtype) for a in rest) or kwargs.keys() - {"non_blocking"}:
-        t = Tensor.to(t, *[a for a in rest if not isinstance(a, bool)], **kwargs)
+        t = _tensor_to(t, *[a for a in rest if not isinstance(a, bool)], **kwargs)
     return t if device is None else _moved(t, device)
 
 
-class _Mode(TorchFunctionMode):
-    """Makes what torch would make on a CUDA device emulated."""
+def _creating(func: Any, like: bool) -> Any:
+    """A function of torch that makes tensors; `like`: where its first argument lies."""
+    of_data = func in (torch.tensor, torch.as_tensor, torch.asarray)
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
-        if func is Tensor.to:
-            return _to(*args, **kwargs)
-        if func is Tensor.cpu:
-            return _moved(args[0], torch.device("cpu"))
-        if func is Tensor.cuda:
-            return _moved(args[0], DEVICE)
-        if func is _SET_DATA and args[0].is_cuda is not args[1].is_cuda:
-            raise NotImplementedError("EmulatedTensor: .data cannot change the device")
-        if func in _CREATE or func in _LIKE or func in _NEW:
-            return _create(func, args, kwargs)
-        return func(*args, **kwargs)
+    @functools.wraps(func)
+    def make(*args: Any, **kwargs: Any) -> Any:
+        first = args[0] if args else None
+        if like and not isinstance(first, Tensor):
+            return func(*args, **kwargs)
+        device = kwargs.get("device")
+        if device is None and isinstance(first, Tensor) and (like or func is not torch.tensor):
+            device = first.device
+        device = torch.device("cpu" if device is None else device)
+        if device.type != "cuda" and not isinstance(first, EmulatedTensor):
+            return func(*args, **kwargs)
+        kwargs.pop("device", None)
+        if of_data and isinstance(first, Tensor):
+            return _moved(func(*args, **kwargs), device)
+        wants_grad = kwargs.pop("requires_grad", False)
+        made = func(*tree_map(unwrap, args), **tree_map(unwrap, kwargs))
+        if device.type == "cuda":
+            _traffic.uploads += of_data
+            made = EmulatedTensor(made)
+        return made.requires_grad_() if wants_grad else made
+
+    return make
 
 
-def _create(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    source = args[0] if args and func not in _CREATE else None
-    device = kwargs.pop("device", None)
-    if device is None and func in (torch.as_tensor, torch.asarray) and isinstance(args[0], Tensor):
-        device = args[0].device
-    if device is None and isinstance(source, Tensor):
-        device = source.device
-    device = torch.device("cpu" if device is None else device)
-    if func in (torch.as_tensor, torch.asarray) and isinstance(args[0], Tensor):
-        return _moved(func(*args, **kwargs), device)
-    wants_grad = kwargs.pop("requires_grad", False)
-    if device.type != "cuda":
-        kwargs["device"] = device
-    made = func(*tree_map(unwrap, args), **tree_map(unwrap, kwargs))
-    if device.type == "cuda":
-        _traffic.uploads += func in (torch.tensor, torch.as_tensor, torch.asarray)
-        made = EmulatedTensor(made)
-    return made.requires_grad_() if wants_grad else made
+@contextlib.contextmanager
+def _torch_that_makes_them() -> Iterator[None]:
+    """Torch's functions that make tensors, or move them, know the emulated device."""
+    cpu, cuda = torch.device("cpu"), DEVICE
+    plain = {"cpu": Tensor.cpu, "cuda": Tensor.cuda}
+
+    def mover(name: str, device: torch.device) -> Any:
+        def move(t: Any, *args: Any, **kwargs: Any) -> Any:
+            if isinstance(t, Tensor):
+                return _moved(t, device)
+            return plain[name](t, *args, **kwargs)
+
+        return move
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in (*_CREATE, *_LIKE):
+            patch.setattr(torch, name, _creating(getattr(torch, name), name in _LIKE))
+        for name in _NEW:
+            patch.setattr(Tensor, name, _creating(getattr(Tensor, name), True))
+        patch.setattr(Tensor, "to", _to)
+        patch.setattr(Tensor, "cpu", mover("cpu", cpu))
+        patch.setattr(Tensor, "cuda", mover("cuda", cuda))
+        yield
 
 
 class Kernels:
@@ -320,7 +330,7 @@ def emulated_cuda(kernels: Any) -> Iterator[Traffic]:
     overwrite = torch.__future__.get_overwrite_module_params_on_conversion()
     torch.__future__.set_overwrite_module_params_on_conversion(True)  # `.data` keeps its device
     try:
-        with _Mode():
+        with _torch_that_makes_them():
             yield _traffic
     finally:
         torch.__future__.set_overwrite_module_params_on_conversion(overwrite)

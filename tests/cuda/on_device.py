@@ -14,37 +14,19 @@ from doublesparse import _gpu_ops as gpu_ops
 from doublesparse import ops
 
 
-class TablePairs:
-    """Pairs of rows and the table that the device's operators read of them."""
-
-    def __init__(self, src_rows: Tensor, dst_rows: Tensor, offset_start: Tensor) -> None:
-        self.src_rows, self.dst_rows, self.offset_start = src_rows, dst_rows, offset_start
-        self.n_offsets = len(offset_start) - 1
-
-    def to(self, device: torch.device) -> TablePairs:
-        lists = (self.src_rows, self.dst_rows, self.offset_start)
-        return TablePairs(*(t.to(device) for t in lists))
-
-    def table(self, n_src: int, n_dst: int) -> Tensor:
-        """int32 (n_offsets, n_dst): the source row of each, or -1."""
-        device = self.src_rows.device
-        table = torch.full((self.n_offsets, n_dst), -1, dtype=torch.int32, device=device)
-        offset = torch.arange(self.n_offsets, device=device)
-        offset = offset.repeat_interleave(self.offset_start.diff())
-        table[offset, self.dst_rows.long()] = self.src_rows
-        return table
-
-
 def _moved(value: Any, device: torch.device | str) -> Any:
     if isinstance(value, tuple):
         return tuple(_moved(v, device) for v in value)
-    return value.to(device) if isinstance(value, (Tensor, TablePairs)) else value
+    if isinstance(value, gpu_ops.Pairs):
+        lists = (value.src_rows, value.dst_rows, value.offset_start)
+        return gpu_ops.Pairs(*(t.to(device) for t in lists))
+    return value.to(device) if isinstance(value, Tensor) else value
 
 
 class DeviceOps:
     """`gpu_ops`, whose tensors are on `device`, for tensors on the CPU."""
 
-    Pairs = TablePairs
+    Pairs = gpu_ops.Pairs
 
     def __init__(self, device: torch.device) -> None:
         self._device = device

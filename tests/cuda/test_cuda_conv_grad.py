@@ -23,33 +23,13 @@ CONV = next(c for c in cases.OP_CASES if c.name == "conv")
 by_dtype = pytest.mark.parametrize("dtype", FLOATS, ids=str)
 
 
-class TablePairs:
-    """Lists as a neighbour table, made by torch."""
-
-    def __init__(self, src_rows: Tensor, dst_rows: Tensor, offset_start: Tensor) -> None:
-        self.lists = (src_rows, dst_rows, offset_start)
-        self.n_offsets = len(offset_start) - 1
-
-    def reversed(self) -> TablePairs:
-        src, dst, start = self.lists
-        return TablePairs(dst, src, start)
-
-    def table(self, n_src: int, n_dst: int) -> Tensor:
-        src, dst, start = self.lists
-        table = torch.full((self.n_offsets, n_dst), -1, dtype=torch.int32, device=src.device)
-        counts = (start[1:] - start[:-1]).to(src.device)
-        offset = torch.arange(self.n_offsets, device=src.device).repeat_interleave(counts)
-        table[offset, dst.long()] = src
-        return table
-
-
 def on(device: torch.device) -> SimpleNamespace:
     """The operators, on tensors that are sent to the device and fetched."""
 
     def sent(value):
         return value.to(device) if isinstance(value, Tensor) else value
 
-    class Pairs(TablePairs):
+    class Pairs(_gpu_ops.Pairs):
         def __init__(self, *lists: Tensor) -> None:
             super().__init__(*map(sent, lists))
 

@@ -4,6 +4,7 @@
 
 #include "bind/gpu/gpu.h"
 #include "cuda/rulebook/neighbours.h"
+#include "cuda/rulebook/output_sites.h"
 
 namespace ds {
 namespace {
@@ -160,6 +161,56 @@ void table_of_lists(const Arg& src_rows, const Arg& dst_rows, const Arg& offset_
   });
 }
 
+// Axes [first_axis, end_axis) go from the extents of `now` to those of `next`.
+void dilate_keys(const Arg& keys, int64_t n_samples, const Ints& now, const Ints& next,
+                 const Ints& kernel, const Ints& stride, const Ints& padding, const Ints& dilation,
+                 bool transposed, int64_t first_axis, int64_t end_axis, const Arg& workspace,
+                 const Arg& expanded, const Arg& sorted, const Arg& n_out) {
+  const Check check = gpu_check("output_coords", keys);
+  check.tensor("keys", keys.view, DType::kInt64, {-1});
+  const int64_t n_axes = static_cast<int64_t>(now.size());
+  if (n_axes < 1 || n_axes > gpu::kMostAxes)
+    throw py::value_error("output_coords: in_shape must have 1 to 4 axes, got " +
+                          std::to_string(n_axes));
+  check.at_least("n_samples", n_samples, 0);
+  gpu::DilateProblem p{};
+  p.n_axes = static_cast<int>(n_axes);
+  int64_t from[gpu::kMostAxes], to[gpu::kMostAxes];
+  copy_axes(check, "in_shape", now, p.n_axes, 1, INT64_MAX, from);
+  copy_axes(check, "out_shape", next, p.n_axes, 1, INT64_MAX, to);
+  const gpu::TapGeometry taps = taps_of(check, p.n_axes, kernel, stride, padding, dilation);
+  p.transposed = transposed;
+  p.n_samples = n_samples;
+  p.n_keys = p.n_expanded = keys.view.shape[0];
+  for (int a = 0; a < p.n_axes; ++a) {
+    const bool changes = a >= first_axis && a < end_axis;
+    p.axis[a] = gpu::axis_fan(from[a], changes ? to[a] : from[a], taps.kernel[a], taps.stride[a],
+                              taps.padding[a], taps.dilation[a], transposed);
+    if (!changes)
+      p.axis[a].n_outputs = 0;
+    else if (p.n_expanded > (int64_t{1} << 60) / p.axis[a].n_outputs)
+      throw py::value_error("output_coords: kernel is too large for that many sites");
+    else
+      p.n_expanded *= p.axis[a].n_outputs;
+  }
+  check.tensor("workspace", workspace.view, DType::kInt64, {-1});
+  check.tensor("expanded", expanded.view, DType::kInt64, {p.n_expanded});
+  check.tensor("sorted", sorted.view, DType::kInt64, {p.n_expanded});
+  check.tensor("n_out", n_out.view, DType::kInt64, {1});
+  check.apart({{"expanded", expanded.view},
+               {"sorted", sorted.view},
+               {"workspace", workspace.view},
+               {"n_out", n_out.view}},
+              {{"keys", keys.view}});
+  p.keys = keys.view.as<int64_t>();
+  p.expanded = expanded.view.as<int64_t>();
+  p.sorted = sorted.view.as<int64_t>();
+  p.n_out = n_out.view.as<int64_t>();
+  p.workspace = {workspace.view.data, 8 * workspace.view.shape[0]};
+  on_device(check.operation, keys.view,
+            [&](const gpu::Stream& stream) { return gpu::dilate_keys(stream, p); });
+}
+
 }  // namespace
 
 void bind_gpu_rulebook(py::module_& m) {
@@ -175,6 +226,10 @@ void bind_gpu_rulebook(py::module_& m) {
         py::arg("dst_rows"));
   m.def("table_of_lists", &table_of_lists, py::arg("src_rows"), py::arg("dst_rows"),
         py::arg("offset_start"), py::arg("n_src"), py::arg("table"));
+  m.def("dilate_keys", &dilate_keys, py::arg("keys"), py::arg("n_samples"), py::arg("now"),
+        py::arg("next"), py::arg("kernel"), py::arg("stride"), py::arg("padding"),
+        py::arg("dilation"), py::arg("transposed"), py::arg("first_axis"), py::arg("end_axis"),
+        py::arg("workspace"), py::arg("expanded"), py::arg("sorted"), py::arg("n_out"));
 }
 
 }  // namespace ds

@@ -106,6 +106,63 @@ void spmm(const Arg& slabs, const Arg& starts, const Arg& columns, int64_t n_col
   });
 }
 
+void sddmm(const Arg& slabs, const Arg& starts, const Arg& columns, int64_t n_rows,
+           int64_t n_columns, const Arg& source, const OptionalArg& kept, const Arg& dy,
+           const Arg& x, int64_t m, const Arg& partial, const Arg& out) {
+  const Check check = gpu_check("sddmm", out);
+  const DType dtype = check.floating("out", out.view), acc = acc_of(dtype);
+  check.at_least("m", m, 0);
+  const gpu::SpmmPlan plan = plan_of(check, {slabs, starts, columns, n_rows, n_columns});
+  const int64_t n_entries = plan.n_chunks * gpu::kChunk;
+  check.tensor("source", source.view, DType::kInt32, {n_entries});
+  if (kept.given) check.tensor("kept", kept.view, DType::kInt64, {-1});
+  check.tensor("dy", dy.view, acc, {n_rows, gpu::padded_rows(m)});
+  check.tensor("x", x.view, acc, {n_columns, gpu::padded_rows(m)});
+  check.tensor("partial", partial.view, acc, {gpu::sddmm_splits(m), n_entries});
+  check.tensor("out", out.view, dtype, {-1});
+  check.apart({{"out", out.view}, {"partial", partial.view}}, {{"dy", dy.view},
+                                                               {"x", x.view},
+                                                               {"columns", columns.view},
+                                                               {"starts", starts.view},
+                                                               {"slabs", slabs.view},
+                                                               {"source", source.view},
+                                                               {"kept", kept.view}});
+  const int64_t n_out = out.view.shape[0], n_kept = kept.given ? kept.view.shape[0] : n_out;
+  on_device(check.operation, out.view, [&](const gpu::Stream& stream) {
+    return gpu::sddmm(stream,
+                      {plan, source.view.as<int32_t>(), kept.view.as<int64_t>(), dy.view.data,
+                       x.view.data, partial.view.data, out.view.data, dtype, m, n_kept, n_out});
+  });
+}
+
+void spmm_gemv(const Arg& row_start, const Arg& columns, const Arg& values,
+               const OptionalArg& scales, const Arg& x, const OptionalArg& bias, const Arg& y) {
+  const Check check = gpu_check("spmm", y);
+  const DType dtype = check.floating("y", y.view), acc = acc_of(dtype);
+  check.tensor("y", y.view, dtype, {-1, -1});
+  const int64_t m = y.view.shape[0], n_rows = y.view.shape[1];
+  check.tensor("x", x.view, dtype, {m, -1});
+  const int64_t n_columns = x.view.shape[1], n_kept = columns.view.shape[0];
+  if (m > gpu::kMostGemvRows || n_columns > gpu::kMostGemvColumns)
+    throw py::value_error("spmm: one-row kernel must have at most 4 rows and 65536 columns, got " +
+                          shape_text(x.view.shape, 2) + "; use the plan of the matrix");
+  check.tensor("row_start", row_start.view, DType::kInt64, {n_rows + 1});
+  check.tensor("columns", columns.view, DType::kInt16, {-1});
+  const DType stored = value_dtype(check, values, scales, acc, n_kept, n_rows);
+  if (bias.given) check.tensor("bias", bias.view, acc, {n_rows});
+  check.apart({{"y", y.view}}, {{"x", x.view},
+                                {"values", values.view},
+                                {"bias", bias.view},
+                                {"scales", scales.view},
+                                {"columns", columns.view},
+                                {"row_start", row_start.view}});
+  on_device(check.operation, y.view, [&](const gpu::Stream& stream) {
+    return gpu::gemv(stream, {row_start.view.as<int64_t>(), columns.view.as<uint16_t>(),
+                              values.view.data, stored, scales_of(scales, stored), x.view.data,
+                              bias.view.data, y.view.data, dtype, m, n_rows, n_columns, n_kept});
+  });
+}
+
 }  // namespace
 
 void bind_gpu_spmm(py::module_& m) {
@@ -119,6 +176,14 @@ void bind_gpu_spmm(py::module_& m) {
   m.def("spmm", &spmm, py::arg("slabs"), py::arg("starts"), py::arg("columns"),
         py::arg("n_columns"), py::arg("values"), py::arg("scales"), py::arg("lanes"),
         py::arg("bias"), py::arg("y"));
+  m.attr("SPMM_GEMV_ROWS") = gpu::kMostGemvRows;
+  m.attr("SPMM_GEMV_COLUMNS") = gpu::kMostGemvColumns;
+  m.def("spmm_gemv", &spmm_gemv, py::arg("row_start"), py::arg("columns"), py::arg("values"),
+        py::arg("scales"), py::arg("x"), py::arg("bias"), py::arg("y"));
+  m.def("sddmm_splits", &gpu::sddmm_splits, py::arg("m"));
+  m.def("sddmm", &sddmm, py::arg("slabs"), py::arg("starts"), py::arg("columns"), py::arg("n_rows"),
+        py::arg("n_columns"), py::arg("source"), py::arg("kept"), py::arg("dy"), py::arg("x"),
+        py::arg("m"), py::arg("partial"), py::arg("out"));
 }
 
 }  // namespace ds

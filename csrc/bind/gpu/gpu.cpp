@@ -30,9 +30,11 @@ void bind_gpu(pybind11::module_& m) {
   bind_gpu_bitmap(m);
   bind_gpu_blocks(m);
   bind_gpu_sites(m);
+  bind_gpu_conv(m);
   bind_gpu_rulebook(m);
   bind_gpu_conv_grad(m);
   bind_gpu_rows(m);
+  bind_gpu_windows(m);
   bind_gpu_spmm(m);
 }
 

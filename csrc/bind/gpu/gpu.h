@@ -41,9 +41,11 @@ void on_device(const char* operation, const TensorView& like, const Run& run) {
 void bind_gpu_bitmap(pybind11::module_& m);
 void bind_gpu_blocks(pybind11::module_& m);
 void bind_gpu_sites(pybind11::module_& m);
+void bind_gpu_conv(pybind11::module_& m);
 void bind_gpu_rulebook(pybind11::module_& m);
 void bind_gpu_conv_grad(pybind11::module_& m);
 void bind_gpu_rows(pybind11::module_& m);
+void bind_gpu_windows(pybind11::module_& m);
 void bind_gpu_spmm(pybind11::module_& m);
 
 }  // namespace ds

@@ -150,6 +150,7 @@ __global__ void __launch_bounds__(Tile::kThreads)
   };
 
   Tile tile;
+#pragma unroll 1
   for (int i = 0; i < kStages - 1; ++i) gather_stage(i);
   for (int step = 0; step < n_gathered; ++step) {
     wait_copies<kStages - 2>();

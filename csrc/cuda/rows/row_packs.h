@@ -107,6 +107,13 @@ Status with_packs(int64_t n_channels, std::initializer_list<const void*> places,
   return f(std::integral_constant<int, 1>{});
 }
 
+// The place of int32 beside packs of another type: 16 bytes at once, so aligned to them or not at
+// all (an odd place).
+inline const void* beside_packs(const int32_t* at) {
+  return reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(at) % 16 != 0 ? uintptr_t{1}
+                                                                                 : 0);
+}
+
 constexpr int kPackThreads = 256;
 
 }  // namespace ds::gpu

@@ -50,14 +50,14 @@ struct SddmmArgs {
   const void *dy, *x;     // to_lanes of both
   void* partial;          // (sddmm_splits(m), n_entries) of sums' type
   void* out;
-  DType dtype;     // of out
-  bool is_double;  // sums
+  DType dtype;  // of out
   int64_t m, n_kept, n_out;
 };
 Status sddmm(const Stream& stream, const SddmmArgs& args);
 
 // y = x W^T + bias for 1 to kMostGemvRows rows of x, W in CSR with 16-bit columns.
 constexpr int kMostGemvRows = 4;
+constexpr int64_t kMostGemvColumns = 65536;
 struct GemvArgs {
   const int64_t* row_start;  // (n_rows + 1,)
   const uint16_t* columns;   // (n_kept,)
