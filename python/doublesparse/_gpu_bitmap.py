@@ -204,3 +204,26 @@ def bitmap_spmm(x: Tensor, packed: BitmapWeight, bias: Tensor | None = None) -> 
         x, packed.words, packed.values, packed.starts, bias, packed.most_values, partial, y
     )
     return y
+
+
+def semi_structured(weight: Tensor) -> Tensor | None:
+    """A 2:4 pruned matrix in torch's form for sparse matrix units, or None where there is none.
+
+    Args:
+        weight: (n_rows, n_columns), at most two of every four columns not 0.
+
+    Returns:
+        what `torch.nn.functional.linear` takes as a weight. None for another device than CUDA of
+        compute capability 8.0 and more, a dtype or shape that the form does not have, or a torch
+        without it. Its product skips zeros: inf in x at a pruned weight has no effect.
+    """
+    convert = getattr(torch.sparse, "to_sparse_semi_structured", None)
+    if convert is None or not weight.is_cuda or weight.dtype not in _HALVES:
+        return None
+    if torch.cuda.get_device_capability(weight.device) < (8, 0):
+        return None
+    try:
+        form: Tensor = convert(weight.contiguous())
+    except (RuntimeError, NotImplementedError):  # as torch refuses sizes
+        return None
+    return form

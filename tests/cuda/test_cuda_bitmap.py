@@ -122,3 +122,15 @@ def test_bitmap_errors_name_the_argument(gpu_device: torch.device) -> None:
         bitmap.bitmap_spmm(weight[:, :4], packed)
     with pytest.raises(ValueError, match="bias must"):
         bitmap.bitmap_spmm(weight, packed, torch.ones(3, device=gpu_device))
+
+
+def test_semi_structured_where_torch_has_it(gpu_device: torch.device) -> None:
+    weight = _integers(64, 128, dtype=torch.float16)
+    weight[:, ::2] = 0
+    form = bitmap.semi_structured(weight.to(gpu_device))
+    assert bitmap.semi_structured(weight.to(gpu_device).float()) is None
+    if form is None:
+        return
+    x = _integers(64, 128, dtype=torch.float16)
+    y = torch.nn.functional.linear(x.to(gpu_device), form)
+    assert torch.equal(y.cpu(), _product(x, weight, None))

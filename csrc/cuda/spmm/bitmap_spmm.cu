@@ -36,9 +36,10 @@ struct Config : BitmapTiling {
 
 // Which part of which tiles a block works on.
 struct Work {
-  int64_t row_tile, first_x;     // x: rows from here on
-  int64_t column_tile, n_tiles;  // of this part
-  int64_t tile;                  // number of its first
+  int64_t row_tile, first_x;  // x: rows from here on
+  int64_t column_tile;        // the first of this part
+  int n_tiles;
+  int64_t tile;  // number of its first
 };
 
 template <class C>
@@ -51,7 +52,7 @@ DS_DEVICE Work work_of_block(const BitmapProduct& p) {
   w.row_tile = blockIdx.x % n_row_tiles;
   w.first_x = blockIdx.x / n_row_tiles * C::kBatch;
   w.column_tile = first;
-  w.n_tiles = left < 0 ? 0 : left < each ? left : each;
+  w.n_tiles = static_cast<int>(left < 0 ? 0 : left < each ? left : each);
   w.tile = w.row_tile * n_column_tiles + first;
   return w;
 }
@@ -67,17 +68,19 @@ class Loader {
     column_ = w.column_tile * C::kColumns + column_of_thread();
     rows_left_ = p.m - row;
     x_ = static_cast<const uint16_t*>(p.x) + row * p.n_columns + column_;
+    words_ = p.words + w.tile * C::kWords + threadIdx.x * 4;
   }
 
   // Starts the copies of the next tile, if there is one; a group either way.
   DS_DEVICE void next() {
     if (done_ < w_.n_tiles) {
-      typename C::Stage& stage = s_.stage[done_ % C::kStages];
+      typename C::Stage& stage = s_.stage[slot_];
       load_words(stage);
       load_values(stage);
       load_x(stage);
       begin_ = end_;
       end_ = start(++done_ + 1);
+      slot_ = slot_ + 1 < C::kStages ? slot_ + 1 : 0;
     }
     commit_copies();
   }
@@ -87,24 +90,24 @@ class Loader {
   DS_DEVICE static int column_of_thread() {
     return static_cast<int>(threadIdx.x) % C::kChunks * C::kUnit;
   }
-  DS_DEVICE int32_t start(int64_t i) const {
+  DS_DEVICE int32_t start(int i) const {
     return p_.starts[w_.tile + (i < w_.n_tiles ? i : w_.n_tiles)];
   }
-  DS_DEVICE void load_words(typename C::Stage& stage) const {
+  DS_DEVICE void load_words(typename C::Stage& stage) {
     const int i = static_cast<int>(threadIdx.x) * 4;
-    if (i < C::kWords)
-      copy_async<16>(&stage.words[0][0][0] + i, p_.words + (w_.tile + done_) * C::kWords + i);
+    if (i < C::kWords) copy_async<16>(&stage.words[0][0][0] + i, words_);
+    words_ += C::kWords;
   }
   DS_DEVICE void load_values(typename C::Stage& stage) const {
     constexpr int kMost = C::kRoom / C::kUnit;
     if (begin_ < 0 || end_ > p_.n_units || end_ - int64_t{begin_} > kMost) return;
-    const auto* from = static_cast<const uint16_t*>(p_.values) + int64_t{begin_} * C::kUnit;
-    const int n = end_ - begin_;
+    const int thread = static_cast<int>(threadIdx.x), left = end_ - begin_ - thread;
+    const int64_t unit = int64_t{begin_} + thread;
+    const auto* from = static_cast<const uint16_t*>(p_.values) + unit * C::kUnit;
+    uint16_t* to = stage.values + thread * C::kUnit;
 #pragma unroll
-    for (int first = 0; first < kMost; first += C::kThreads) {
-      const int i = first + static_cast<int>(threadIdx.x);
-      if (i < n) copy_async<16>(stage.values + i * C::kUnit, from + i * C::kUnit);
-    }
+    for (int i = 0; i < kMost; i += C::kThreads)
+      if (i < left) copy_async<16>(to + i * C::kUnit, from + i * C::kUnit);
   }
   DS_DEVICE void load_x(typename C::Stage& stage) {
     constexpr int kRowsAtOnce = C::kThreads / C::kChunks;
@@ -124,7 +127,9 @@ class Loader {
   const Work& w_;
   typename C::Shared& s_;
   const uint16_t* x_;
-  int64_t column_, rows_left_, done_ = 0;
+  const uint32_t* words_;
+  int64_t column_, rows_left_;
+  int done_ = 0, slot_ = 0;
   int32_t begin_, end_;
 };
 
@@ -236,11 +241,13 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocks) bitmap_kernel(BitmapP
   Loader<C> loader(p, w, s);
   float sums[C::kGroups][4] = {};
   for (int i = 0; i < C::kStages - 1; ++i) loader.next();
-  for (int64_t i = 0; i < w.n_tiles; ++i) {
+  int slot = 0;
+  for (int i = 0; i < w.n_tiles; ++i) {
     wait_copies<C::kStages - 2>();
     sync_block();
     loader.next();  // into the stage that all have read
-    multiply_tile<C>(s.stage[i % C::kStages], s, sums);
+    multiply_tile<C>(s.stage[slot], s, sums);
+    slot = slot + 1 < C::kStages ? slot + 1 : 0;
   }
   store_partial<C>(p, w, sums);
 }

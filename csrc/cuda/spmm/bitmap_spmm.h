@@ -18,11 +18,11 @@
 //
 // Work. 128 threads take a row of tiles, a part of its columns and 16, 32 or 64 rows of x;
 // cp.async streams words, values and x through three stages, two of them on their way. Decoding
-// costs the same at every density: 12 instructions a sub-tile and warp, 20 with copies and the scan
-// of counts. That is 5.2 million for 4096 x 4096, which 132 multiprocessors issue in 5.7 us at
+// costs the same at every density: 12 instructions a sub-tile and warp, 19 with copies and the scan
+// of counts. That is 5 million for 4096 x 4096, which 132 multiprocessors issue in 5.3 us at
 // 1.75 GHz, against 10 us that reading the dense weight takes at 3.35 TB/s (counted in the machine
 // code, not measured). So the bytes bound what is gained at d = 0.5 and above; below that decoding
-// does, and 1.7x is what to hope for, not 2.75x or 6.1x.
+// does, and 1.8x is what to hope for, not 2.75x or 6.1x.
 // Partial sums of parts go to a workspace and are added in order by a second kernel, so that
 // results do not depend on timing.
 //
