@@ -41,8 +41,8 @@ class Entry:
     def n_bytes(self) -> int:
         """Bytes held."""
         pairs: Any = self.pairs
-        if isinstance(pairs, GpuPairs):  # tables: the number of pairs is not known
-            return pairs.n_bytes
+        if isinstance(pairs, GpuPairs):  # without reading their number back
+            return int(pairs.n_bytes)
         return int(8 * pairs.n_pairs + 8 * pairs.n_offsets)
 
 

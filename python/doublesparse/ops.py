@@ -12,6 +12,7 @@ kernels.
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -99,7 +100,7 @@ def build_pairs(
     """
     walk = (target_shape, kernel, stride, padding, dilation, symmetric)
     if query_coords.is_cuda:
-        return _gpu_ops.build_pairs(query_coords, target_coords, *walk)
+        return cast("Pairs", _gpu_ops.build_pairs(query_coords, target_coords, *walk))
     plan = _C.PairPlan(query_coords, target_coords, *walk)
     threads = torch.get_num_threads()
     workspace = scratch(plan.workspace(), torch.int64)

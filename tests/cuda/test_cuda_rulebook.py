@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
+from emulated_device import emulated_cuda
 from torch import Tensor
 
 import cases
+import doublesparse as ds
 import op_case
+from doublesparse import _device, _gpu_rulebook, ops
 from doublesparse import _gpu_ops as gpu_ops
-from doublesparse import _gpu_rulebook, ops
 
 LISTS = op_case.LISTS
 WAYS = ("bitmap", "search")
@@ -188,7 +191,7 @@ def test_wrong_sites_give_a_table_all_the_same(any_order: torch.device, way: str
     coords = torch.from_numpy(rng.integers(-9, 20, (300, 3)).astype(np.int32)).to(any_order)
     pairs = gpu_ops.build_pairs(coords, coords, (8, 8), (3, 3), (1, 1), (1, 1), (1, 1))
     table = pairs.reversed().table(300, 300)
-    assert -1 <= int(table.min()) and int(table.max()) < 300
+    assert int(table.min()) >= -1 and int(table.max()) < 300
     assert int(pairs.table(300, 300).max()) < 300
     lists = (table.new_tensor([5, 400, -3, 2]), table.new_tensor([1, 2, 3, 900]))
     start = torch.tensor([0, 2, 9], device=any_order)
@@ -225,3 +228,53 @@ def test_errors_name_the_argument(gpu_device: torch.device) -> None:
         gpu_ops.build_pairs(sites, sites, (5,), (3, 3), (1,), (1,), (1,))
     with pytest.raises(TypeError, match="query_coords must be int32"):
         gpu_ops.build_pairs(sites.long(), sites, (5,), (3,), (1,), (1,), (1,))
+
+
+STEPS = [
+    ("submanifold", ds.Geometry(3, padding=1)),
+    ("conv", ds.Geometry(3, 2, 1)),
+    ("conv", ds.Geometry(1)),
+    ("transposed", ds.Geometry(2, 2)),
+]
+
+
+@pytest.fixture
+def cuda(gpu_device: torch.device) -> Iterator[torch.device]:
+    """A CUDA device, or what says that it is one."""
+    if gpu_device.type == "cuda":
+        yield gpu_device
+        return
+    with emulated_cuda(_device.gpu()):
+        yield torch.device("cuda")
+
+
+def test_tables_read_nothing_back(gpu_device: torch.device) -> None:
+    if gpu_device.type == "cuda":
+        pytest.skip("reads are counted by the emulated device")
+    with emulated_cuda(_device.gpu()) as traffic:
+        sites = torch.tensor([[0, 1], [0, 2], [1, 0]], dtype=torch.int32).cuda()
+        pairs = ops.build_pairs(sites, sites, (4,), (3,), (1,), (1,), (1,), symmetric=True)
+        pairs.table(3, 3), pairs.reversed().table(3, 3)
+        assert traffic.reads == 0
+        assert (pairs.n_pairs, len(pairs.src_rows), len(pairs.offset_start)) == (5, 5, 4)
+        assert traffic.reads == 1
+
+
+@pytest.mark.parametrize(("kind", "geometry"), STEPS, ids=str)
+def test_rulebooks_of_sites_on_cuda(cuda: torch.device, kind: str, geometry: ds.Geometry) -> None:
+    """Sites in any order, with repeats: numbered, joined and listed as on the CPU."""
+    rng = np.random.default_rng(6)
+    coords = torch.from_numpy(rng.integers(0, (2, 12, 9), (90, 3)))
+    here, order, start = ds.sites.Sites.from_coords(coords, (12, 9))
+    there, order_there, start_there = ds.sites.Sites.from_coords(coords.to(cuda), (12, 9))
+    assert torch.equal(order_there.cpu(), order) and torch.equal(start_there.cpu(), start)
+    for name in ("coords", "keys", "batch_start", "batch"):
+        assert torch.equal(getattr(there, name).cpu(), getattr(here, name)), name
+    want = ds.build_rulebook(here, geometry, kind)
+    got = ds.build_rulebook(there, geometry, kind)
+    assert torch.equal(got.out_sites.coords.cpu(), want.out_sites.coords)
+    assert torch.equal(got.pairs().cpu(), want.pairs())
+    assert (got.n_pairs, got.n_offsets) == (want.n_pairs, want.n_offsets)
+    assert isinstance(got._entry.pairs, ops.Pairs) and isinstance(want._entry.pairs, ops.Pairs)
+    again = ops.Pairs(*[getattr(got._entry.pairs, name) for name in LISTS])
+    assert type(again) is gpu_ops.Pairs and again.n_pairs == want.n_pairs
