@@ -136,6 +136,9 @@ class GpuPairs:
         if kept is not None and kept[:2] == (n_src, n_dst):
             return kept.rows
         if store.rows is None:
+            # Kernels compare what they read with n_src, so one table does for every bound above it.
+            if kept is not None and kept[1] == n_dst and kept[0] <= n_src:
+                return kept.rows
             kept = _Table(n_src, n_dst, self._table_of_lists(n_src, n_dst))
             store.tables[side] = kept
             return kept.rows

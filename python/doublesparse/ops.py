@@ -1,4 +1,4 @@
-"""Raw operators on plain CPU tensors: allocate results with torch, call the checked kernels.
+"""Raw operators on plain tensors: allocate results with torch, call the checked kernels.
 
 Shape names: ``n_sites``, ``c_in``, ``c_out``, ``n_offsets`` (kernel volume, row-major), ``n_src``
 and ``n_dst`` rows. Features are float32, float64, bfloat16 or float16; 16-bit values are summed in
@@ -6,7 +6,7 @@ float32 and the sum is rounded once. Every result has the same bits for any numb
 (``torch.set_num_threads``). Nothing here knows autograd: see ``_autograd.py``. Where a graph is
 traced (``torch.compile``, ``torch.export``), the calls become the operators
 ``torch.ops.doublesparse.*`` of ``_library.py``, which do; otherwise they go straight to the
-kernels.
+kernels: those of the CPU here, for CUDA tensors by way of ``_gpu_ops.py``.
 """
 
 from __future__ import annotations
