@@ -27,12 +27,13 @@ STAMPS  := $(VENV)/stamps
 SOURCES := CMakeLists.txt pyproject.toml README.md LICENSE \
 	$(shell find cmake csrc python -type f -not -name '*.so' -not -name '*.pyc' 2>/dev/null)
 
-.PHONY: help demo test bench dev cuda-compile cuda-check lint format clean distclean
+.PHONY: help demo test bench dev cuda-compile cuda-memcheck cuda-check lint format clean distclean
 help:
 	@echo "make demo    train on pen strokes, print a table, plot     make test   the whole test suite"
 	@echo "make bench   the speed table against its bars, and JSON    make lint   ruff, mypy, clang-format"
 	@echo "make dev     incremental build into python/doublesparse    make clean  builds and caches"
 	@echo "make cuda-compile  the CUDA kernels, without a GPU: warnings, spills and a link fail"
+	@echo "make cuda-memcheck tests/cuda on emulated kernels under AddressSanitizer"
 	@echo "make cuda-check    on a GPU, offline: builds, tests, compute-sanitizer, benchmarks; 9 minutes"
 
 demo: $(STAMPS)/demo
@@ -111,6 +112,19 @@ configure = PATH="$(abspath $(dir $(DEV_PYTHON))):$$PATH" cmake -S . -B $(1) -G 
 	-DPython_EXECUTABLE=$(abspath $(DEV_PYTHON)) -DSKBUILD_PROJECT_VERSION=dev \
 	-Dpybind11_DIR="$$($(DEV_PYTHON) -m pybind11 --cmakedir)" $(2)
 build = PATH="$(abspath $(dir $(DEV_PYTHON))):$$PATH" cmake --build $(1)
+
+# Emulated kernels read and write torch's own allocations: with AddressSanitizer, every access of every
+# thread is checked. The libraries are loaded first so that torch's allocations are seen, and exceptions work.
+cuda-memcheck: $(DEV_PYTHON)
+	@$(BUILD_TOOLS)
+	$(call configure,build/memcheck,-DDOUBLESPARSE_CUDA=OFF -DDOUBLESPARSE_EMULATED=ON \
+		-DCMAKE_CXX_FLAGS="-fsanitize=address --param asan-stack=0 -g1" \
+		-DCMAKE_LIBRARY_OUTPUT_DIRECTORY="$(CURDIR)/build/memcheck/module")
+	$(call build,build/memcheck) --target _emulated
+	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so.6)" \
+	ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=0:verify_asan_link_order=0 PYTHONMALLOC=malloc \
+	DOUBLESPARSE_EMULATED_PATH="$$(echo $(CURDIR)/build/memcheck/module/_emulated*)" \
+		$(abspath $(DEV_PYTHON)) -m pytest -q tests/cuda -p no:cacheprovider $(PYTEST_ARGS)
 
 dev: $(DEV_PYTHON)
 	@$(BUILD_TOOLS)

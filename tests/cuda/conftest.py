@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import sys
 from collections.abc import Iterator
 
 import pytest
 import torch
 
 from doublesparse import _C, _device
+
+# Another build of the emulated kernels than the package's: `make cuda-memcheck`.
+if emulated_path := os.environ.get("DOUBLESPARSE_EMULATED_PATH"):
+    spec = importlib.util.spec_from_file_location("doublesparse._emulated", emulated_path)
+    assert spec is not None and spec.loader is not None
+    sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[spec.name])
 
 ORDERS = ("forward", "reverse", "7")
 """Orders in which the emulation runs threads: a missing barrier shows as a difference."""
