@@ -9,24 +9,6 @@ namespace {
 
 namespace py = pybind11;
 
-// Channel counts, and sizes whose product with the kernel volume is a weight that fits any memory.
-void groups_fit(const Check& check, int64_t groups, int64_t c_in, int64_t c_out,
-                int64_t n_offsets = 1) {
-  check.at_least("groups", groups, 1);
-  check.at_least("c_in", c_in, 1);
-  check.at_least("c_out", c_out, 1);
-  check.at_least("n_offsets", n_offsets, 1);
-  constexpr int64_t kMost = int64_t{1} << 20;
-  if (c_in > kMost || c_out > kMost || n_offsets > kMost)
-    throw py::value_error(
-        std::string(check.operation) + ": channels and kernel volume must be at most 2^20, got " +
-        std::to_string(c_in) + ", " + std::to_string(c_out) + " and " + std::to_string(n_offsets));
-  if (c_in % groups != 0 || c_out % groups != 0)
-    throw py::value_error(std::string(check.operation) + ": groups = " + std::to_string(groups) +
-                          " must divide " + std::to_string(c_in) + " input and " +
-                          std::to_string(c_out) + " output channels");
-}
-
 // ------------------------------------------------------------------ row groups
 bool on_tiles(DType dtype, int64_t c_in, int64_t c_out, int64_t groups) {
   return dtype == DType::kBFloat16 && takes_tiles(c_in, c_out, groups);
@@ -36,7 +18,7 @@ bool takes_row_groups_checked(const Arg& x, int64_t c_out, int64_t groups) {
   const Check check{"conv"};
   const DType dtype = check.floating("x", x.view);
   check.tensor("x", x.view, dtype, {-1, -1});
-  groups_fit(check, groups, x.view.shape[1], c_out);
+  check.groups(groups, x.view.shape[1], c_out);
   return on_tiles(dtype, x.view.shape[1], c_out, groups);
 }
 
@@ -110,7 +92,7 @@ int64_t workspace_of(const Arg& x, int64_t c_out, int64_t n_offsets, int64_t gro
   check.tensor("x", x.view, dtype, {-1, -1});
   check.at_least("n_dst", n_dst, 0);
   const int64_t c_in = x.view.shape[1];
-  groups_fit(check, groups, c_in, c_out, n_offsets);
+  check.groups(groups, c_in, c_out, n_offsets);
   if (dtype == DType::kFloat64) return conv_workspace<double>(c_in, c_out, n_offsets, groups);
   if (dtype == DType::kFloat32) return conv_workspace<float>(c_in, c_out, n_offsets, groups);
   if (on_tiles(dtype, c_in, c_out, groups)) return group_conv_workspace(c_in, c_out, n_offsets) / 2;
@@ -134,7 +116,7 @@ void weight_fits(const Check& check, const TensorView& weight, DType dtype, int6
   }
   const int64_t d0 = transposed ? c_in : c_out, d1 = (transposed ? c_out : c_in) / groups;
   check.tensor("weight", w, dtype, {d0, d1, -1});
-  groups_fit(check, groups, c_in, c_out, w.shape[2]);
+  check.groups(groups, c_in, c_out, w.shape[2]);
 }
 
 template <class T>
@@ -154,7 +136,7 @@ ConvArgs<T> weight_args(const OptionalArg& weight, const Arg& workspace, const P
 
 int64_t packed_size_of(bool is_double, int64_t c_in, int64_t c_out, int64_t n_offsets,
                        int64_t groups) {
-  groups_fit({"conv_pack"}, groups, c_in, c_out, n_offsets);
+  Check{"conv_pack"}.groups(groups, c_in, c_out, n_offsets);
   return is_double ? conv_workspace<double>(c_in, c_out, n_offsets, groups)
                    : conv_workspace<float>(c_in, c_out, n_offsets, groups);
 }
@@ -164,7 +146,7 @@ void conv_pack_checked(const OptionalArg& weight, int64_t c_in, int64_t c_out, i
   const Check check{"conv_pack"};
   if (!weight.given) throw py::type_error("conv_pack: weight must be a torch.Tensor, got None");
   const DType dtype = check.floating("weight", weight.view);
-  groups_fit(check, groups, c_in, c_out);
+  check.groups(groups, c_in, c_out);
   weight_fits(check, weight.view, dtype, c_in, c_out, groups, transposed);
   const int64_t n_offsets = weight.view.shape[2];
   if (dtype != DType::kFloat32 && dtype != DType::kFloat64)
@@ -194,7 +176,7 @@ void conv_checked(const Arg& x, const OptionalArg& weight, const OptionalArg& bi
   check.tensor("x", x.view, dtype, {-1, -1});
   check.tensor("y", y.view, dtype, {-1, -1});
   const int64_t c_in = x.view.shape[1], c_out = y.view.shape[1], n_dst = y.view.shape[0];
-  groups_fit(check, groups, c_in, c_out);
+  check.groups(groups, c_in, c_out);
   int64_t n_offsets = pairs.list().n_offsets;
   if (weight.given) {
     weight_fits(check, weight.view, dtype, c_in, c_out, groups, transposed);
@@ -261,7 +243,7 @@ int64_t weight_grad_workspace_of(const Arg& x, const Arg& dy, const Pairs& pairs
   check.tensor("dy", dy.view, dtype, {-1, -1});
   const int64_t c_in = x.view.shape[1], c_out = dy.view.shape[1], n_dst = dy.view.shape[0];
   const PairList& list = pairs.list();
-  groups_fit(check, groups, c_in, c_out, list.n_offsets);
+  check.groups(groups, c_in, c_out, list.n_offsets);
   if (dtype == DType::kFloat64)
     return weight_grad_workspace<double>(c_in, c_out, list, n_dst, groups);
   if (dtype == DType::kFloat32)
@@ -278,9 +260,9 @@ void weight_grad_checked(const Arg& x, const Arg& dy, const Pairs& pairs, int64_
   check.tensor("x", x.view, dtype, {-1, -1});
   check.tensor("dy", dy.view, dtype, {-1, -1});
   const int64_t c_in = x.view.shape[1], c_out = dy.view.shape[1];
-  groups_fit(check, groups, c_in, c_out);
+  check.groups(groups, c_in, c_out);
   check.tensor("dw", dw.view, dtype, {c_out, c_in / groups, -1});
-  groups_fit(check, groups, c_in, c_out, dw.view.shape[2]);
+  check.groups(groups, c_in, c_out, dw.view.shape[2]);
   pairs.check_fits(check, dw.view.shape[2], x.view.shape[0], dy.view.shape[0]);
   pairs.check_disjoint(check, "dw", dw.view);
   pairs.check_disjoint(check, "workspace", workspace.view);

@@ -201,6 +201,22 @@ void Check::at_least(const char* name, int64_t value, int64_t least) const {
                           std::to_string(least) + ", got " + std::to_string(value));
 }
 
+void Check::groups(int64_t groups, int64_t c_in, int64_t c_out, int64_t n_offsets) const {
+  at_least("groups", groups, 1);
+  at_least("c_in", c_in, 1);
+  at_least("c_out", c_out, 1);
+  at_least("n_offsets", n_offsets, 1);
+  constexpr int64_t kMost = int64_t{1} << 20;
+  if (c_in > kMost || c_out > kMost || n_offsets > kMost)
+    throw py::value_error(
+        std::string(operation) + ": channels and kernel volume must be at most 2^20, got " +
+        std::to_string(c_in) + ", " + std::to_string(c_out) + " and " + std::to_string(n_offsets));
+  if (c_in % groups != 0 || c_out % groups != 0)
+    throw py::value_error(std::string(operation) + ": groups = " + std::to_string(groups) +
+                          " must divide " + std::to_string(c_in) + " input and " +
+                          std::to_string(c_out) + " output channels");
+}
+
 void Check::starts(const char* name, const TensorView& t, int64_t total) const {
   const int64_t* v = t.as<int64_t>();
   const int64_t n = t.n_elements();

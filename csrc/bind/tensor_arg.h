@@ -47,6 +47,8 @@ struct Check {
   void apart(std::initializer_list<NamedView> outputs,
              std::initializer_list<NamedView> inputs) const;
   void at_least(const char* name, int64_t value, int64_t least) const;
+  // Channel counts of a convolution, and sizes whose product is a weight that fits any memory.
+  void groups(int64_t groups, int64_t c_in, int64_t c_out, int64_t n_offsets = 1) const;
   // CSR starts: ascending from 0 to `total`.
   void starts(const char* name, const TensorView& t, int64_t total) const;
   // CSR starts of a part: ascending within [0, total].

@@ -20,19 +20,7 @@ int step_of(DType dtype) {
 
 gpu::ConvShape checked_shape(const Check& check, DType dtype, int64_t n_src, int64_t n_dst,
                              int64_t n_offsets, int64_t groups, int64_t c_in, int64_t c_out) {
-  check.at_least("groups", groups, 1);
-  check.at_least("c_in", c_in, 1);
-  check.at_least("c_out", c_out, 1);
-  check.at_least("n_offsets", n_offsets, 1);
-  constexpr int64_t kMost = int64_t{1} << 20;
-  if (c_in > kMost || c_out > kMost || n_offsets > kMost)
-    throw py::value_error(
-        std::string(check.operation) + ": channels and kernel volume must be at most 2^20, got " +
-        std::to_string(c_in) + ", " + std::to_string(c_out) + " and " + std::to_string(n_offsets));
-  if (c_in % groups != 0 || c_out % groups != 0)
-    throw py::value_error(std::string(check.operation) + ": groups = " + std::to_string(groups) +
-                          " must divide " + std::to_string(c_in) + " input and " +
-                          std::to_string(c_out) + " output channels");
+  check.groups(groups, c_in, c_out, n_offsets);
   return gpu::conv_shape(n_src, n_dst, n_offsets, groups, c_in, c_out, step_of(dtype));
 }
 

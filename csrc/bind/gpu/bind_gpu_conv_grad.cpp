@@ -7,23 +7,6 @@ namespace {
 
 namespace py = pybind11;
 
-// Channel counts, and sizes whose products fit: as those of the CPU (bind_conv.cpp).
-void sizes_fit(const Check& check, int64_t groups, int64_t c_in, int64_t c_out, int64_t n_offsets) {
-  check.at_least("groups", groups, 1);
-  check.at_least("c_in", c_in, 1);
-  check.at_least("c_out", c_out, 1);
-  check.at_least("n_offsets", n_offsets, 1);
-  constexpr int64_t kMost = int64_t{1} << 20;
-  if (c_in > kMost || c_out > kMost || n_offsets > kMost)
-    throw py::value_error(
-        std::string(check.operation) + ": channels and kernel volume must be at most 2^20, got " +
-        std::to_string(c_in) + ", " + std::to_string(c_out) + " and " + std::to_string(n_offsets));
-  if (c_in % groups != 0 || c_out % groups != 0)
-    throw py::value_error(std::string(check.operation) + ": groups = " + std::to_string(groups) +
-                          " must divide " + std::to_string(c_in) + " input and " +
-                          std::to_string(c_out) + " output channels");
-}
-
 void fewer_than_2_31(const Check& check, const char* what, int64_t n) {
   if (n >= int64_t{1} << 31)
     throw py::value_error(std::string(check.operation) + ": " + what +
@@ -44,7 +27,7 @@ int64_t n_chunks_of(int64_t n_dst, int64_t c_in, int64_t c_out, int64_t n_offset
 int64_t weight_grad_workspace(int64_t n_dst, int64_t c_in, int64_t c_out, int64_t n_offsets,
                               int64_t groups) {
   const Check check{"conv_weight_grad"};
-  sizes_fit(check, groups, c_in, c_out, n_offsets);
+  check.groups(groups, c_in, c_out, n_offsets);
   check.at_least("n_dst", n_dst, 0);
   return n_chunks_of(n_dst, c_in, c_out, n_offsets, groups) * n_offsets * c_out * (c_in / groups);
 }
@@ -95,7 +78,7 @@ void depthwise(const Arg& x, const Arg& weight, const Arg& table, const Optional
   check.tensor("table", table.view, DType::kInt32, {n_offsets, -1});
   const int64_t n_dst = table.view.shape[1];
   check.tensor("y", y.view, dtype, {n_dst, channels});
-  sizes_fit(check, channels, channels, channels, n_offsets);
+  check.groups(channels, channels, channels, n_offsets);
   if (bias.given) check.tensor("bias", bias.view, acc_of(dtype), {channels});
   if (u.given) {
     if (!u_start.given || !u_rows.given) throw py::value_error("conv: u needs u_start and u_rows");
