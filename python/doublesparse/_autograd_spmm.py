@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from . import _gpu_masked, ops
+from . import _gpu_masked, _gpu_packed, ops
 from ._autograd import Grads, column_sum, once, wanted
 from ._packed_forms import forms_of
 from ._packed_weight import PackedWeight
@@ -116,11 +116,23 @@ def masked_linear(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) 
 
 
 # ------------------------------------------------------------------ packed weights
+def _packed_product(x: Tensor, packed: PackedWeight, bias: Tensor | None) -> Tensor:
+    if x.is_cuda:
+        return _gpu_packed.linear(x, packed, bias)
+    return forms_of(packed).forward.product(x, bias)
+
+
+def _packed_product_t(dy: Tensor, packed: PackedWeight) -> Tensor:
+    if dy.is_cuda:
+        return _gpu_packed.input_grad(dy, packed)
+    return forms_of(packed).backward.product(dy, None)
+
+
 class _PackedLinear(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, packed: PackedWeight, bias: Tensor | None) -> Tensor:
         ctx.packed = packed
-        return forms_of(packed).forward.product(x, bias)
+        return _packed_product(x, packed, bias)
 
     @staticmethod
     @once
@@ -138,19 +150,19 @@ def packed_linear(x: Tensor, packed: PackedWeight, bias: Tensor | None) -> Tenso
     if wanted(x, bias):
         out: Tensor = _apply_packed_linear(x, packed, bias)
         return out
-    return forms_of(packed).forward.product(x, bias)
+    return _packed_product(x, packed, bias)
 
 
 class _PackedInputGrad(Function):
     @staticmethod
     def forward(ctx: Any, dy: Tensor, packed: PackedWeight) -> Tensor:
         ctx.packed = packed
-        return forms_of(packed).backward.product(dy, None)
+        return _packed_product_t(dy, packed)
 
     @staticmethod
     @once
     def backward(ctx: Any, d: Tensor) -> Grads:
-        return forms_of(ctx.packed).forward.product(d.contiguous(), None), None
+        return _packed_product(d.contiguous(), ctx.packed, None), None
 
 
 _apply_packed_input_grad = fast_apply(_PackedInputGrad)
@@ -161,4 +173,4 @@ def packed_input_grad(dy: Tensor, packed: PackedWeight) -> Tensor:
     if wanted(dy):
         out: Tensor = _apply_packed_input_grad(dy, packed)
         return out
-    return forms_of(packed).backward.product(dy, None)
+    return _packed_product_t(dy, packed)

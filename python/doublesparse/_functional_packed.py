@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import _gpu_packed
 from . import _packed_forms as _forms
 from ._autograd import wanted
 from ._autograd_masked_conv import FrozenConv
@@ -45,7 +46,7 @@ def spmm(packed: PackedWeight, x: Tensor, bias: Tensor | None = None) -> Tensor:
     Raises:
         TypeError: arguments of other types, or dtypes that do not go together.
         ValueError: shapes that do not fit.
-        RuntimeError: x or bias is not on the CPU.
+        RuntimeError: x or bias is not where the packed weight is.
 
     Example:
         >>> import torch, doublesparse as ds
@@ -73,7 +74,7 @@ def spmm_t(packed: PackedWeight, dy: Tensor) -> Tensor:
     Raises:
         TypeError: arguments of other types, or dtypes that do not go together.
         ValueError: shapes that do not fit.
-        RuntimeError: dy is not on the CPU.
+        RuntimeError: dy is not where the packed weight is.
 
     Example:
         >>> import torch, doublesparse as ds
@@ -85,7 +86,8 @@ def spmm_t(packed: PackedWeight, dy: Tensor) -> Tensor:
     _check_operand("spmm_t", "dy", dy, packed)
     _check_last("spmm_t", "dy", dy, packed.shape[0])
     c_out, c_in = packed.shape
-    if not runs_packed(counts_of(packed, dy.numel() // max(1, c_out), True), dy.dtype):
+    n_rows = dy.numel() // max(1, c_out)
+    if dy.is_cpu and not runs_packed(counts_of(packed, n_rows, True), dy.dtype):
         return torch.matmul(dy, _weight(packed, dy))
     rows = dy.reshape(-1, c_out).contiguous()
     return packed_input_grad(rows, packed).view(*dy.shape[:-1], c_in)
@@ -106,7 +108,7 @@ def sddmm(dy: Tensor, x: Tensor, mask: Tensor | PackedWeight) -> PackedWeight:
     Raises:
         TypeError: arguments of other types, or of different dtypes.
         ValueError: shapes that do not fit.
-        RuntimeError: dy or x is not on the CPU.
+        RuntimeError: dy, x and mask are not on one device, or on another than the CPU or CUDA.
 
     Example:
         >>> import torch, doublesparse as ds
@@ -142,23 +144,33 @@ def sddmm(dy: Tensor, x: Tensor, mask: Tensor | PackedWeight) -> PackedWeight:
             f"sddmm: dy must have the leading axes of x {tuple(x.shape[:-1])}, got "
             f"{tuple(dy.shape[:-1])}; pass what spmm's output got as a gradient"
         )
+    if dy.device != x.device or mask.device != x.device:
+        raise RuntimeError(
+            f"sddmm: dy and mask must be on {x.device} like x, got {dy.device} and {mask.device}; "
+            "move them"
+        )
+    dy, x = dy.detach().reshape(-1, shape[0]), x.detach().reshape(-1, shape[1])
+    if x.is_cuda:
+        keep = mask.mask() if isinstance(mask, PackedWeight) else mask
+        dw = _gpu_packed.sampled(dy.contiguous(), x.contiguous(), keep)
+        return PackedWeight.pack(dw, keep, pattern)
     if isinstance(mask, PackedWeight):
         tiles = _forms.forms_of(mask).sampled
     else:
         tiles = of_matrix(mask).sampled.tiles
-    dy, x = dy.detach().reshape(-1, shape[0]), x.detach().reshape(-1, shape[1])
     return _forms.sampled(dy.contiguous(), x.contiguous(), tiles, pattern)
 
 
 def _product(x: Tensor, packed: PackedWeight, bias: Tensor | None) -> Tensor:
-    if torch.is_autocast_enabled("cpu") and x.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype("cpu")
-        with torch.autocast("cpu", enabled=False):
+    kind = x.device.type
+    if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(kind)
+        with torch.autocast(kind, enabled=False):
             return _product(x.to(dtype), packed, bias if bias is None else bias.to(dtype))
     if traced(x):
         return _forms.traced_product(x, packed, bias)
     c_out, c_in = packed.shape
-    if not runs_packed(counts_of(packed, x.numel() // max(1, c_in)), x.dtype):
+    if x.is_cpu and not runs_packed(counts_of(packed, x.numel() // max(1, c_in)), x.dtype):
         return F.linear(x, _weight(packed, x), bias)
     y = packed_linear(x.reshape(-1, c_in).contiguous(), packed, bias)
     return y.view(*x.shape[:-1], c_out)
@@ -190,7 +202,7 @@ def packed_conv(
     Raises:
         TypeError: arguments of other types, or dtypes that do not go together.
         ValueError: shapes that do not fit.
-        RuntimeError: x or bias is not on the CPU.
+        RuntimeError: x or bias is not where the packed weight is.
 
     Example:
         >>> import torch, doublesparse as ds
@@ -240,7 +252,7 @@ def _weight(packed: PackedWeight, x: Tensor) -> Tensor:
     key = "small", x.dtype
     weight: Tensor | None = packed._forms.get(key)
     if weight is None:
-        weight = packed.unpack().to(x.dtype)
+        weight = _dense(packed, x.dtype)
         if weight.numel() <= _SMALL:
             packed._forms[key] = weight
     return weight
@@ -250,7 +262,7 @@ def _frozen_conv(
     packed: PackedWeight, n_axes: int, x: Tensor, bias: Tensor | None, *walk: Any
 ) -> Tensor | None:
     """On the kernels of pruned weights; None where the dense ones run, or a gradient is wanted."""
-    if traced(x) or torch.is_autocast_enabled("cpu") or wanted(x, bias):
+    if not x.is_cpu or traced(x) or torch.is_autocast_enabled("cpu") or wanted(x, bias):
         return None
     g = geometry_of(n_axes, x, packed.shape, bias, *walk)
     if g is None:  # torch refuses it
@@ -282,9 +294,14 @@ def living_weight(packed: PackedWeight, dtype: torch.dtype) -> Tensor:
     found = packed._forms.get(key)
     weight: Tensor | None = None if found is None else found()
     if weight is None:
-        weight = packed.unpack().to(dtype)
+        weight = _dense(packed, dtype)
         packed._forms[key] = weakref.ref(weight)
     return weight
+
+
+def _dense(packed: PackedWeight, dtype: torch.dtype) -> Tensor:
+    on_host = packed.device.type == "cpu"
+    return packed.unpack().to(dtype) if on_host else _gpu_packed.dense(packed, dtype)
 
 
 # ------------------------------------------------------------------ checks
@@ -303,7 +320,7 @@ def _check_packed(operation: str, packed: Any, least: int, most: int | None = No
 
 
 def _check_operand(operation: str, name: str, x: Any, packed: PackedWeight | None = None) -> None:
-    """A floating-point tensor on the CPU, at least as wide as what is packed."""
+    """A floating-point tensor where the weight is, at least as wide as what is packed."""
     if not isinstance(x, Tensor):
         raise TypeError(
             f"{operation}: {name} must be a Tensor, got {type(x).__name__}; pass a torch.Tensor"
@@ -313,9 +330,18 @@ def _check_operand(operation: str, name: str, x: Any, packed: PackedWeight | Non
             f"{operation}: {name} must be a strided floating-point tensor, got {x.dtype}, "
             f"{x.layout}; use x.float() or x.to_dense()"
         )
-    if x.is_meta or not x.is_cpu:
-        raise RuntimeError(f"{operation}: {name} must be on cpu, got {x.device}; use x.cpu()")
-    if packed is None or packed.dtype == torch.int8 or torch.is_autocast_enabled("cpu"):
+    if x.is_meta or not (x.is_cpu or x.is_cuda):
+        raise RuntimeError(
+            f"{operation}: {name} must be on cpu or cuda, got {x.device}; use x.cpu()"
+        )
+    if packed is None:
+        return
+    if x.device != packed.device:
+        raise RuntimeError(
+            f"{operation}: {name} must be on {packed.device} like the packed weight, got "
+            f"{x.device}; use packed.to({name}.device)"
+        )
+    if packed.dtype == torch.int8 or torch.is_autocast_enabled(x.device.type):
         return
     if torch.promote_types(x.dtype, packed.dtype) != x.dtype:
         raise TypeError(
@@ -336,7 +362,11 @@ def _check_bias(operation: str, bias: Any, x: Tensor, c_out: int) -> None:
     if bias is None:
         return
     _check_operand(operation, "bias", bias)
-    if bias.dtype != x.dtype and not torch.is_autocast_enabled("cpu"):
+    if bias.device != x.device:
+        raise RuntimeError(
+            f"{operation}: bias must be on {x.device} like x, got {bias.device}; move one of them"
+        )
+    if bias.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
         raise TypeError(
             f"{operation}: bias must be {x.dtype} like x, got {bias.dtype}; convert one of them"
         )

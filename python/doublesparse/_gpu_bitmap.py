@@ -220,7 +220,7 @@ def semi_structured(weight: Tensor) -> Tensor | None:
     convert = getattr(torch.sparse, "to_sparse_semi_structured", None)
     if convert is None or not weight.is_cuda or weight.dtype not in _HALVES:
         return None
-    if torch.cuda.get_device_capability(weight.device) < (8, 0):
+    if not torch.cuda.is_available() or torch.cuda.get_device_capability(weight.device) < (8, 0):
         return None
     try:
         form: Tensor = convert(weight.contiguous())

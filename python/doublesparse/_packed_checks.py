@@ -18,7 +18,7 @@ def check_tensor(
     dtypes: tuple[torch.dtype, ...] | None,
     operation: str = "PackedWeight.pack",
 ) -> None:
-    """A strided tensor with data on the CPU, of one of some dtypes."""
+    """A strided tensor with data on the CPU or on CUDA, of one of some dtypes."""
     if not isinstance(tensor, Tensor):
         raise TypeError(
             f"{operation}: {name} must be a Tensor, got {type(tensor).__name__}; pass one"
@@ -27,9 +27,9 @@ def check_tensor(
         raise TypeError(
             f"{operation}: {name} must be a strided tensor, got {tensor.layout}; use x.to_dense()"
         )
-    if tensor.is_meta or tensor.device.type != "cpu":
+    if tensor.device.type not in ("cpu", "cuda"):
         raise NotImplementedError(
-            f"{operation}: {name} must be on cpu, got {tensor.device}; use x.cpu()"
+            f"{operation}: {name} must be on cpu or cuda, got {tensor.device}; use x.cpu()"
         )
     if dtypes is not None and tensor.dtype not in dtypes:
         raise TypeError(
@@ -45,7 +45,7 @@ def kept_matrix(weight: Tensor, mask: Tensor | None, layout: Layout) -> Tensor:
             raise ValueError(
                 f"mask must have the weight's shape {tuple(weight.shape)}, got {tuple(mask.shape)}"
             )
-        keep = to_matrix(mask.detach())
+        keep = to_matrix(mask.detach().cpu())
     else:
         keep = to_matrix(weight) != 0
         if isinstance(layout.pattern, Block):

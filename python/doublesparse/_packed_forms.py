@@ -159,7 +159,7 @@ def traced_weight(packed: PackedWeight, dtype: torch.dtype) -> Tensor:
 def traced_product(x: Tensor, packed: PackedWeight, bias: Tensor | None) -> Tensor:
     """`x @ W.T + bias` in a graph; the weight is a constant of it, dense where gradients go by."""
     needed = [t for t in (x, bias) if t is not None and t.requires_grad]
-    if torch.is_grad_enabled() and needed:
+    if x.is_cuda or (torch.is_grad_enabled() and needed):
         return F.linear(x, traced_weight(packed, x.dtype), bias)
     *tiles, values, scales, bits = _constants(packed, x.dtype)
     if bias is not None and x.dtype != torch.float64:

@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from ._device import CPU
 from ._packed_checks import cast_values, check_finite, check_stored, check_tensor, kept_matrix
 from ._packed_codec import as_integers, decode, encode, quantize, select
 from ._packed_layout import DTYPES, PATTERNS, Layout, check_extents
@@ -46,12 +47,13 @@ class PackedWeight:
         True
     """
 
-    __slots__ = ("_layout", "_tensors", "_forms", "_nbytes", "__weakref__")
+    __slots__ = ("_layout", "_tensors", "_forms", "_nbytes", "_device", "__weakref__")
 
     _layout: Layout
     _tensors: dict[str, Tensor]  # without "values" where a kernel's form holds them: `keep_form`
     _forms: dict[Any, Any]  # what kernels made of it: neither copied, pickled nor compared
     _nbytes: int | None  # None: nobody asked yet
+    _device: torch.device
 
     def __init__(self) -> None:
         raise TypeError(
@@ -60,11 +62,12 @@ class PackedWeight:
         )
 
     @classmethod
-    def _of(cls, layout: Layout, tensors: dict[str, Tensor]) -> PackedWeight:
+    def _of(
+        cls, layout: Layout, tensors: dict[str, Tensor], device: torch.device = CPU
+    ) -> PackedWeight:
         packed = object.__new__(cls)
         nbytes = sum(t.numel() * t.element_size() for t in tensors.values())
-        slots = {"_layout": layout, "_tensors": tensors, "_forms": {}, "_nbytes": nbytes}
-        for name, value in slots.items():
+        for name, value in zip(cls.__slots__, (layout, tensors, {}, nbytes, device), strict=False):
             object.__setattr__(packed, name, value)
         return packed
 
@@ -110,9 +113,10 @@ class PackedWeight:
             TypeError: arguments of other types or dtypes.
             ValueError: shapes that do not fit, a mask that does not follow the pattern, values that
                 overflow float16, NaN or infinite values for int8.
-            NotImplementedError: tensors on another device than the CPU, or without data.
+            NotImplementedError: tensors on another device than the CPU or CUDA, or without data.
         """
         check_tensor(weight, "weight", _FLOATS)
+        device, weight = weight.device, weight.detach().cpu()
         pattern = Unstructured() if pattern is None else pattern
         check_pattern("PackedWeight.pack", pattern)
         if type(pattern) not in PATTERNS:
@@ -125,7 +129,6 @@ class PackedWeight:
                 f"PackedWeight.pack: dtype must be one of {DTYPES} or None, got {dtype!r}; "
                 "pass one of them"
             )
-        weight = weight.detach()
         try:
             check_extents(weight.shape)
             layout = Layout(tuple(weight.shape), pattern, dtype or weight.dtype, 0)
@@ -139,17 +142,17 @@ class PackedWeight:
             matrix = torch.where(keep, matrix, 0)
             check_finite(matrix)
             matrix, tensors["scales"] = quantize(matrix)
-        return cls._of(layout, tensors | _canonical(matrix, keep, layout))
+        return cls._of(layout, tensors | _canonical(matrix, keep, layout), device)
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> PackedWeight:
-        """The inverse of `tensors`; they are kept, not copied.
+        """The inverse of `tensors`, on the CPU; tensors of the CPU are kept, not copied.
 
         Raises:
             TypeError: no mapping of names to tensors.
             ValueError: an unknown version, missing or unknown names, or tensors that do not fit
                 each other: every size and every index is checked.
-            NotImplementedError: tensors on another device than the CPU, or without data.
+            NotImplementedError: tensors on another device than the CPU or CUDA, or without data.
         """
         if not isinstance(tensors, Mapping):
             raise TypeError(
@@ -158,7 +161,7 @@ class PackedWeight:
             )
         for name, tensor in tensors.items():
             check_tensor(tensor, str(name), None, "PackedWeight.from_tensors")
-        own = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+        own = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         try:
             layout = check_stored(own)
         except ValueError as error:
@@ -174,7 +177,7 @@ class PackedWeight:
             "meta": int64, version, shape and pattern. "values": (n_kept,), or (n_blocks, r, c) with
             zeros where a block sticks out of the matrix. "bitmask": uint8, a bit per weight or
             block; or "gaps": uint8 or int16, how many are skipped before each kept one. "scales":
-            (c_out,), for int8 only. They are the packed weight's own memory: do not write to them.
+            (c_out,), for int8 only. On the CPU, the packed weight's own memory: do not write to it.
         """
         stored = self._tensors
         if "values" not in stored:
@@ -183,12 +186,12 @@ class PackedWeight:
         return dict(stored)
 
     def stored_matrix(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """For kernels: the matrix view of the stored values, of the mask, and the scales."""
+        """For kernels: the matrix view of the stored values, of the mask, and the scales; CPU."""
         tensors, layout = self.tensors(), self._layout
         values = tensors["values"]
         units = torch.zeros(layout.n_units, *layout.block, dtype=values.dtype)
         units[self._units()] = values.reshape(-1, *layout.block)
-        keep = to_matrix(self.mask())
+        keep = to_matrix(self._mask())
         return layout.from_units(units), keep, tensors.get("scales")
 
     def keep_form(self, form: Any) -> None:
@@ -219,8 +222,8 @@ class PackedWeight:
 
     @property
     def device(self) -> torch.device:
-        """Where it is: the CPU."""
-        return torch.device("cpu")
+        """Where its products run, and where `unpack` and others return tensors."""
+        return self._device
 
     @property
     def n_kept(self) -> int:
@@ -251,16 +254,17 @@ class PackedWeight:
         return self._tensors.get("scales")
 
     def to(self, device: torch.device | str) -> PackedWeight:
-        """Itself; there are no kernels for another device than the CPU yet.
+        """For products on another device, which gets on first use what its kernels read.
 
         Raises:
-            NotImplementedError: another device.
+            NotImplementedError: another device than the CPU and CUDA.
         """
-        if torch.device(device).type != "cpu":
+        target = torch.empty(0, device=device).device  # "cuda" is the current one
+        if target.type not in ("cpu", "cuda"):
             raise NotImplementedError(
-                f"PackedWeight.to: device must be cpu, got {device}; use unpack().to(device)"
+                f"PackedWeight.to: device must be cpu or cuda, got {device}; use unpack().to(...)"
             )
-        return self
+        return self if target == self._device else self._of(self._layout, self.tensors(), target)
 
     # ------------------------------------------------------------- back again
     def unpack(self) -> Tensor:
@@ -277,17 +281,20 @@ class PackedWeight:
         units[self._units()] = values.to(dtype).reshape(-1, *layout.block)
         matrix = layout.from_units(units)
         matrix = matrix if scales is None else matrix * scales[:, None]
-        return from_matrix(matrix, layout.shape).contiguous()
+        return from_matrix(matrix, layout.shape).contiguous().to(self._device)
 
     def mask(self) -> Tensor:
         """Bool of the weight's shape: True where a weight is kept."""
+        return self._mask().to(self._device)
+
+    def _mask(self) -> Tensor:
         units = torch.zeros(self._layout.n_units, 1, 1, dtype=torch.bool)
         units[self._units()] = True
         units = units.expand(-1, *self._layout.block)
         return from_matrix(self._layout.from_units(units), self.shape).contiguous()
 
     def csr(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Compressed rows of the matrix view, columns ascending; made anew by every call.
+        """Compressed rows of the matrix view, columns ascending; made by every call, on the CPU.
 
         Returns:
             row_start (c_out + 1,) int64; columns (n_kept,) int32; values (n_kept,) as stored, so
@@ -308,7 +315,7 @@ class PackedWeight:
         )
 
     def bsr(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Compressed rows of blocks; made anew by every call.
+        """Compressed rows of blocks; made anew by every call; on the CPU.
 
         Returns:
             row_start (ceil(c_out / r) + 1,) int64; columns (n_blocks,) int32, of the matrix view,

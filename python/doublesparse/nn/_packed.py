@@ -55,7 +55,7 @@ class Packed(Masked):
         if parked.changed is not None:
             changed = torch.zeros(mask.numel(), dtype=torch.bool)
             changed[decode(parked.changed, mask.numel())] = True
-            self._changed = changed.view(mask.shape)
+            self._changed = changed.view(mask.shape).to(mask.device)
         watch(self)
 
     def __getattr__(self, name: str) -> Any:
@@ -104,13 +104,13 @@ class Packed(Masked):
         """Nothing: there is no buffer."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """A dtype narrower than the packed one packs anew; other devices are refused."""
+        """A dtype narrower than the packed one packs anew; the device is that of products."""
         parameter = self._parked.weight
         probe = fn(parameter.data)
-        self.packed.to(probe.device)
+        packed = self.packed.to(probe.device)
         super()._apply(fn, recurse)
         parameter.data = probe
-        self.packed = fitting(self.packed, probe.dtype)
+        self.packed = fitting(packed, probe.dtype)
         return self
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
@@ -126,7 +126,8 @@ class Packed(Masked):
             super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _take(self, packed: PackedWeight, assign: bool) -> None:
-        self.packed = fitting(packed, self._parked.weight.dtype)
+        weight = self._parked.weight
+        self.packed = fitting(packed.to(weight.device), weight.dtype)
         self._parked = self._parked._replace(changed=None)  # as with a mask that is loaded
         self.pattern = packed.pattern
 
@@ -240,7 +241,7 @@ def freeze_layer(layer: Masked, packed: PackedWeight) -> None:
         return
     unwatch(layer)
     weight = cast("nn.Parameter", module._parameters["weight"])
-    changed = None if layer._changed is None else encode(layer._changed)
+    changed = None if layer._changed is None else encode(layer._changed.cpu())
     module._parameters["weight"] = module._buffers["mask"] = None
     weight.grad = None
     weight.data = weight.data.new_empty(0)
