@@ -203,12 +203,9 @@ def freeze(model: nn.Module, root: GroundState) -> Frozen:
     frozen.add(root)
     try:
         with torch.no_grad():  # no active site: what is computed is the ground
-            sites = Sites(
-                torch.empty(0, 1 + len(root.axes), dtype=torch.int32),
-                root.spatial_shape,
-                1,
-                torch.device("cpu"),
-            )
+            device = root.values.device
+            coords = torch.empty(0, 1 + len(root.axes), dtype=torch.int32, device=device)
+            sites = Sites(coords, root.spatial_shape, 1, device)
             model(SparseTensor._of(root.values.new_empty(0, root.channels), sites, root))
     except BaseException:
         frozen.drop(root)

@@ -237,6 +237,37 @@ def test_deepcnet() -> None:
     _on_both(lambda x, m: m(x), _input((12, 12), 1), net, atol=1e-4)
 
 
+def test_deepcnet_in_training() -> None:
+    """With its dropout of features, which draws on the host."""
+
+    def seeded(x: Any, m: nn.Module) -> Any:
+        torch.manual_seed(5)
+        return m.train()(x)
+
+    net = ds.models.DeepCNiN(levels=2, width=4, n_classes=3, dropout=0.5)
+    _on_both(seeded, _input((12, 12), 1), net, atol=1e-4)
+
+
+def test_frozen_grounds_and_incremental() -> None:
+    torch.manual_seed(6)
+    convs = nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(4, 3, 3)
+    net = nn.Sequential(convs[0], nn.BatchNorm2d(4), nn.ReLU(), convs[1])
+    net.eval()
+    frame, background = torch.randn(2, 1, 2, 9, 8)
+    frame[..., 2:, :] = background[..., 2:, :]
+    x = ds.SparseTensor.from_dense(frame)
+    with torch.no_grad():
+        want = [net(x).to_dense(), ds.Incremental(net, background)(frame).to_dense()]
+        own = copy.deepcopy(net).to("cuda")
+        step = ds.Incremental(own, background.to("cuda"))
+        got = [step(frame.to("cuda")).to_dense() for _ in range(2)]
+        ds.freeze_ground(own, (9, 8))
+        got = [own(x.to("cuda")).to_dense(), *got]
+    for a, b in zip((want[0], want[1], want[1]), got, strict=True):
+        assert b.is_cuda
+        torch.testing.assert_close(b.cpu(), a, rtol=1e-5, atol=1e-5)
+
+
 def test_crossover() -> None:
     """Where layers run dense, torch's kernels run on the device."""
     ds.set_crossover("auto")
