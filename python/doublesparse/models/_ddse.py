@@ -12,13 +12,15 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from .._packed_weight import PackedWeight
 from .._patterns import TopKColumns, TopKRows
-from ..nn._projected import ProjectedLinear
+from ..nn._projected import PackedProjectedLinear, ProjectedLinear
+from ._code_product import code_product
 from ._dictionaries import Dictionary, make_dictionary
 from ._neurons import HELU, SoftThreshold, TopM
 
@@ -233,11 +235,21 @@ class DoubleSparsityEncoder(nn.Module):
         """The code Z^K: (batch, n_inputs), or more axes, to (batch, n_codes)."""
         b = self.dictionary.analysis(self._rows(x))
         drive = self.w1(b)
-        z = self.neuron(drive)
+        z, kept = self._activate(drive)
         if self.w2 is not None and self.w3 is not None:
             for _ in range(self.iterations - 1):
-                z = self.neuron(drive + z - self.w3(self.dictionary.gram(self.w2(z))))
+                atoms = self.w2(z) if kept is None else code_product(_packed(self.w2), z, kept)
+                z, kept = self._activate(drive + z - self.w3(self.dictionary.gram(atoms)))
         return z
+
+    def _activate(self, u: Tensor) -> tuple[Tensor, Tensor | None]:
+        """N(u); and which codes are active, where the next product can be sparse times sparse."""
+        neuron, plain = self.neuron, u.dtype in (torch.float32, torch.float64)
+        frozen = self.w2 is not None and self.w2.frozen
+        if not isinstance(neuron, TopM) or not frozen or not plain or torch.is_grad_enabled():
+            return neuron(u), None
+        kept = neuron.kept(u)
+        return torch.where(kept, u, 0), kept
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (batch, n_classes) of (batch, n_inputs), or more axes."""
@@ -287,6 +299,11 @@ class DoubleSparsityEncoder(nn.Module):
             f"n_inputs={self.n_inputs}, n_codes={self.n_codes}, n_classes={self.n_classes}, "
             f"iterations={self.iterations}, nonzeros={self.nonzeros}"
         )
+
+
+def _packed(layer: nn.Module) -> PackedWeight:
+    """Of a frozen layer."""
+    return cast("PackedProjectedLinear", layer).packed
 
 
 # ------------------------------------------------------------------ arguments

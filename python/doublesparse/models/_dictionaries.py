@@ -58,8 +58,8 @@ class SeparableDictionary(Dictionary):
     which is less work than there and back wherever p_i < 2 m_i.
 
     Args:
-        factors: C_i (m_i, p_i), float64, one per axis; D0 is their Kronecker product, atoms and
-            pixels in row-major order.
+        factors: C_i (m_i, p_i), float64, one per axis, of one or two axes; D0 is their Kronecker
+            product, atoms and pixels in row-major order.
         device: of the factors.
         dtype: of the factors.
     """
@@ -113,11 +113,10 @@ class SeparableDictionary(Dictionary):
 
     def _along(self, x: Tensor, shape: Sizes, matrices: list[Tensor]) -> Tensor:
         """Multiply every axis by its matrix: (batch, prod(shape)) to (batch, product of p)."""
-        batch = x.shape[0]
-        x = x.reshape(batch, *shape)
-        for matrix in matrices:  # the first axis goes to the end and comes out as the last
-            x = x.movedim(1, -1) @ matrix
-        return x.reshape(batch, math.prod(x.shape[1:]))
+        if len(shape) == 1:
+            return x @ matrices[0]
+        vertical, horizontal = matrices
+        return (vertical.t() @ (x.reshape(x.shape[0], *shape) @ horizontal)).flatten(1)
 
 
 def dct_matrix(n_inputs: int, n_atoms: int) -> Tensor:
@@ -178,14 +177,14 @@ class WaveletDictionary(Dictionary):
 
     def analysis(self, x: Tensor) -> Tensor:
         """D0^T of each row: (batch, n_inputs) to (batch, n_atoms)."""
-        y = x.reshape(-1, *self.input_shape).clone()
+        y = x.reshape(x.shape[0], *self.input_shape)
         for box in self._boxes:
             y = self._level(y, box, _halve)
         return y.reshape(x.shape[0], self.n_atoms)
 
     def synthesis(self, b: Tensor) -> Tensor:
         """D0 of each row: (batch, n_atoms) to (batch, n_inputs)."""
-        y = b.reshape(-1, *self.input_shape).clone()
+        y = b.reshape(b.shape[0], *self.input_shape)
         for box in reversed(self._boxes):
             y = self._level(y, box, _double)
         return y.reshape(b.shape[0], self.n_inputs)
@@ -196,7 +195,7 @@ class WaveletDictionary(Dictionary):
 
     @staticmethod
     def _level(y: Tensor, box: Sizes, step: Callable[[Tensor, int], Tensor]) -> Tensor:
-        """One level in place: of the corner of the array that is the low-pass part."""
+        """One level: of the corner of the array that is the low-pass part."""
         corner = (slice(None), *(slice(n) for n in box))
         part = y[corner]
         for axis, size in enumerate(box):

@@ -105,11 +105,14 @@ class TopM(nn.Module):
     def anneal(self, progress: float) -> None:
         """Nothing: it does not change over training."""
 
+    def kept(self, u: Tensor) -> Tensor:
+        """Which are kept: bool (*, n_codes), with M True in each row."""
+        wide = torch.promote_types(u.dtype, torch.float32)
+        return keep_largest(u.detach().abs().to(wide).nan_to_num(math.inf, math.inf), self.m)
+
     def forward(self, u: Tensor) -> Tensor:
         """(*, n_codes) to the same shape."""
-        wide = torch.promote_types(u.dtype, torch.float32)
-        scores = u.detach().abs().to(wide).nan_to_num(math.inf, math.inf)
-        return torch.where(keep_largest(scores, self.m), u, 0)
+        return torch.where(self.kept(u), u, 0)
 
     def extra_repr(self) -> str:
         """M."""
