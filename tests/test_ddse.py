@@ -290,10 +290,10 @@ def test_every_product_of_codes(monkeypatch, way, dtype):
     for j in range(30):
         s[rng.choice(40, 4, replace=False), j] = rng.normal(size=4)
     s[:, 7] = 0  # kept, and zero
-    z, kept = np.zeros((9, 30)), np.zeros((9, 30), bool)
+    z, index = np.zeros((9, 30)), np.zeros((9, 5), int)
     for i in range(9):
-        active = rng.choice(30, 5, replace=False)
-        kept[i, active], z[i, active] = True, rng.normal(size=5)
+        index[i] = rng.choice(30, 5, replace=False)
+        z[i, index[i]] = rng.normal(size=5)
     z[3] = 0
     weight = torch.from_numpy(s).to(dtype)
     packed = ds.PackedWeight.pack(
@@ -301,7 +301,7 @@ def test_every_product_of_codes(monkeypatch, way, dtype):
     )
     monkeypatch.setattr(products, "cheapest", lambda *sizes: way)
     monkeypatch.setattr(products, "_CHUNK", 50)
-    got = products.code_product(packed, torch.from_numpy(z).to(dtype), torch.from_numpy(kept))
+    got = products.code_product(packed, torch.from_numpy(z).to(dtype), torch.from_numpy(index))
     assert got.dtype == dtype
     u = torch.finfo(dtype).eps
     bound = 2 * (20 + 2) * u * (np.abs(z) @ np.abs(s).T) + u

@@ -25,13 +25,7 @@ from .._spmm_costs import counts_of, sparse_ns
 # and batches of 1 to 512; ratios matter only.
 _ROWS = {"call": 20e3, "number": 0.16}
 _ENTRIES = {"call": 30e3, "number": 6.5, "output": 0.3}
-_ACTIVE = 1.0  # to find the active ones: a code
 _CHUNK = 1 << 16  # entries at a time: they and their indices stay in the cache
-
-
-def active_codes(kept: Tensor) -> Tensor:
-    """Indices (batch, M) of the True ones, of which each row has as many."""
-    return kept.nonzero()[:, 1].view(kept.shape[0], -1)
 
 
 def cheapest(packed: PackedWeight, s: int, batch: int, active: int) -> str:
@@ -43,35 +37,32 @@ def cheapest(packed: PackedWeight, s: int, batch: int, active: int) -> str:
         batch: samples.
         active: M.
     """
-    n_atoms, n_codes = packed.shape
-    find = batch * n_codes * _ACTIVE
+    n_atoms = packed.shape[0]
     rows = batch * active * n_atoms * _ROWS["number"]
     entries = batch * (active * s * _ENTRIES["number"] + n_atoms * _ENTRIES["output"])
     times = {
         "dense": sparse_ns(counts_of(packed, batch)),
-        "rows": _ROWS["call"] + find + rows,
-        "entries": _ENTRIES["call"] + find + entries,
+        "rows": _ROWS["call"] + rows,
+        "entries": _ENTRIES["call"] + entries,
     }
     return min(times, key=lambda name: times[name])
 
 
-def code_product(packed: PackedWeight, z: Tensor, kept: Tensor | None) -> Tensor:
+def code_product(packed: PackedWeight, z: Tensor, index: Tensor) -> Tensor:
     """W2 of each code: (batch, n_codes) to (batch, n_atoms).
 
     Args:
         packed: W2 (n_atoms, n_codes) under `ds.TopKColumns(s)`.
         z: codes, float32 or float64.
-        kept: bool, the same shape, which are active, equally many in each row; None: any may be.
+        index: (batch, M), which codes are active; all others are zero.
     """
     n_atoms, n_codes = packed.shape
-    if kept is None or z.numel() == 0 or packed.n_kept == 0:
+    if z.numel() == 0 or packed.n_kept == 0:
         return spmm(packed, z)
     s = -(-packed.n_kept // n_codes)
-    active = int(kept[0].sum())
-    way = cheapest(packed, s, z.shape[0], active)
+    way = cheapest(packed, s, *index.shape)
     if way == "dense":
         return spmm(packed, z)
-    index = active_codes(kept)
     values = z.gather(1, index)
     columns = _form(packed, way, s, z.dtype)
     if way == "rows":

@@ -235,21 +235,21 @@ class DoubleSparsityEncoder(nn.Module):
         """The code Z^K: (batch, n_inputs), or more axes, to (batch, n_codes)."""
         b = self.dictionary.analysis(self._rows(x))
         drive = self.w1(b)
-        z, kept = self._activate(drive)
+        z, active = self._activate(drive)
         if self.w2 is not None and self.w3 is not None:
             for _ in range(self.iterations - 1):
-                atoms = self.w2(z) if kept is None else code_product(_packed(self.w2), z, kept)
-                z, kept = self._activate(drive + z - self.w3(self.dictionary.gram(atoms)))
+                atoms = self.w2(z) if active is None else code_product(_packed(self.w2), z, active)
+                z, active = self._activate(drive + z - self.w3(self.dictionary.gram(atoms)))
         return z
 
     def _activate(self, u: Tensor) -> tuple[Tensor, Tensor | None]:
         """N(u); and which codes are active, where the next product can be sparse times sparse."""
         neuron, plain = self.neuron, u.dtype in (torch.float32, torch.float64)
-        frozen = self.w2 is not None and self.w2.frozen
+        frozen = u.is_cpu and self.w2 is not None and self.w2.frozen
         if not isinstance(neuron, TopM) or not frozen or not plain or torch.is_grad_enabled():
             return neuron(u), None
-        kept = neuron.kept(u)
-        return torch.where(kept, u, 0), kept
+        active = neuron.active(u)
+        return neuron.codes(u, active), active
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (batch, n_classes) of (batch, n_inputs), or more axes."""

@@ -105,14 +105,24 @@ class TopM(nn.Module):
     def anneal(self, progress: float) -> None:
         """Nothing: it does not change over training."""
 
-    def kept(self, u: Tensor) -> Tensor:
-        """Which are kept: bool (*, n_codes), with M True in each row."""
+    def active(self, u: Tensor) -> Tensor:
+        """Which are kept: indices (batch, M), in no order, of (batch, n_codes)."""
         wide = torch.promote_types(u.dtype, torch.float32)
-        return keep_largest(u.detach().abs().to(wide).nan_to_num(math.inf, math.inf), self.m)
+        scores = u.detach().abs().to(wide).nan_to_num(math.inf, math.inf)
+        largest, index = scores.topk(self.m, sorted=False)
+        smallest = largest.amin(1, keepdim=True) if index.numel() else largest
+        if int((scores >= smallest).sum()) > index.numel():  # ties, which topk breaks in any order
+            index = keep_largest(scores, self.m).nonzero()[:, 1].view(index.shape)
+        return index
 
     def forward(self, u: Tensor) -> Tensor:
-        """(*, n_codes) to the same shape."""
-        return torch.where(self.kept(u), u, 0)
+        """(batch, n_codes) to the same shape."""
+        return self.codes(u, self.active(u))
+
+    @staticmethod
+    def codes(u: Tensor, index: Tensor) -> Tensor:
+        """The numbers at the active indices (batch, M), zero elsewhere."""
+        return torch.zeros_like(u).scatter(1, index, u.gather(1, index))
 
     def extra_repr(self) -> str:
         """M."""
