@@ -1,5 +1,6 @@
-"""Whole networks: the spatially sparse CNNs of Graham (2014)."""
+"""Whole networks: sparse CNNs (Graham 2014), double sparsity encoders (Wang and Huang 2016)."""
 
+from ._ddse import DoubleSparsityEncoder
 from .deepcnet import DeepCNet, DeepCNiN, FeatureDropout
 
-__all__ = ["DeepCNet", "DeepCNiN", "FeatureDropout"]
+__all__ = ["DeepCNet", "DeepCNiN", "DoubleSparsityEncoder", "FeatureDropout"]
