@@ -36,6 +36,7 @@ const KernelTable kReferenceKernels = {Isa::kReference,
                                        reference_set<double>(),
                                        half_reference_set<bf16>(),
                                        half_reference_set<f16>(),
+                                       {kRefLanes, pack_centers_ref, nearest_tile_ref},
                                        nullptr,
                                        nullptr,
                                        tile_spmm_ref};

@@ -31,6 +31,9 @@ void widen_ref(const T* from, int64_t n, float* into);
 template <class T>
 void round_ref(const float* from, int64_t n, T* into);
 void tile_spmm_ref(const TileSpmmPart& part);
+void pack_centers_ref(const float* centers, int64_t n, int64_t d_sub, float* panel,
+                      float* half_norm);
+void nearest_tile_ref(const NearestTile& t);
 
 template <class T>
 void spmm_tile_ref(const SpmmTile<T>& t);

@@ -311,6 +311,18 @@ def segment_sum_sq(
     values: Tensor, start: Tensor, mean: Tensor, workspace: Tensor, out: Tensor, n_threads: int, /
 ) -> None: ...
 
+# ------------------------------------------------------------------ codes
+def nearest_workspace(n: int, k: int, d_sub: int, n_threads: int, /) -> int: ...
+def nearest_centers(
+    points: Tensor,
+    centers: Tensor,
+    columns: Tensor | None,
+    workspace: Tensor,
+    out: Tensor,
+    n_threads: int,
+    /,
+) -> None: ...
+
 # ------------------------------------------------------------------ pruned weights on matrix tiles
 @final
 class TileBlocks:

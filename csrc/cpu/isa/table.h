@@ -1,5 +1,6 @@
 // Included last by each ISA's .cpp file: gathers its kernels into the exported table.
 #pragma once
+#include "cpu/codes/nearest_kernel.h"
 #include "cpu/conv/depthwise_kernel.h"
 #include "cpu/conv/gemm_kernel.h"
 #include "cpu/conv/kept_kernel.h"
@@ -49,6 +50,10 @@ constexpr HalfKernelSet<T> half_kernel_set() {
   return {row_kernels<T>(), widen_values<T>, round_values<T>};
 }
 
+constexpr NearestKernels nearest_kernels() {
+  return {kNearestLanes, pack_centers, nearest_tile};
+}
+
 }  // namespace
 }  // namespace ds
 
@@ -60,6 +65,7 @@ constexpr HalfKernelSet<T> half_kernel_set() {
                             kernel_set<double>(),    \
                             half_kernel_set<bf16>(), \
                             half_kernel_set<f16>(),  \
+                            nearest_kernels(),       \
                             nullptr,                 \
                             nullptr,                 \
                             nullptr};                \
