@@ -1,5 +1,6 @@
-"""Whole networks: the spatially sparse CNNs of Graham (2014)."""
+"""Whole networks: spatially sparse CNNs (Graham 2014); dictionaries of double sparsity."""
 
+from ._sparse_ksvd import learn_double_sparsity
 from .deepcnet import DeepCNet, DeepCNiN, FeatureDropout
 
-__all__ = ["DeepCNet", "DeepCNiN", "FeatureDropout"]
+__all__ = ["DeepCNet", "DeepCNiN", "FeatureDropout", "learn_double_sparsity"]
