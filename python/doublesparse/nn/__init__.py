@@ -32,6 +32,7 @@ from ._pool import (
     SparseMaxPool2d,
     SparseMaxPool3d,
 )
+from ._projected import PackedProjectedLinear, ProjectedLinear
 
 __all__ = [
     "FixedGeometry",
@@ -43,6 +44,8 @@ __all__ = [
     "PackedConv2d",
     "PackedConv3d",
     "PackedLinear",
+    "PackedProjectedLinear",
+    "ProjectedLinear",
     "SparseAvgPool1d",
     "SparseAvgPool2d",
     "SparseAvgPool3d",

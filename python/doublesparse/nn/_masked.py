@@ -206,7 +206,7 @@ class MaskedLinear(Masked, nn.Linear):
         True
     """
 
-    dense_class = nn.Linear
+    dense_class: type[nn.Module] = nn.Linear
 
     def __init__(
         self,
@@ -374,10 +374,12 @@ def mask_layer(module: nn.Module, pattern: Pattern, mask: Tensor | None = None) 
 
 def unmask_layer(layer: Masked) -> nn.Module:
     """Make a masked layer what it was before `mask_layer`; pruned weights are zero."""
+    module = cast("nn.Module", layer)
     layer.thaw_()
+    if not issubclass(type(module), Masked):
+        return module  # a frozen layer that has no mask otherwise
     unwatch(layer)
     layer.project_()
-    module = cast("nn.Module", layer)
     del layer.mask, layer.pattern, layer._changed
     module.__class__ = layer.dense_class
     return module

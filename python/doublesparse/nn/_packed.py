@@ -48,7 +48,7 @@ class Packed(Masked):
         weight, mask = self.weight, packed.mask()
         forget_around(module)
         del self.packed, self._parked
-        module.__class__ = _THAWED[type(module)]
+        module.__class__ = THAWED_CLASSES[type(module)]
         parked.weight.data = weight
         module._parameters["weight"] = parked.weight
         module._buffers["mask"] = mask
@@ -207,7 +207,9 @@ PACKED_CLASSES |= {
     for masked in MASKED_CLASSES.values()
     if masked not in PACKED_CLASSES
 }
-_THAWED: dict[type[Any], type[Any]] = {packed: masked for masked, packed in PACKED_CLASSES.items()}
+THAWED_CLASSES: dict[type[Any], type[Any]] = {
+    packed: masked for masked, packed in PACKED_CLASSES.items()
+}
 
 
 def pack_layer(layer: Masked, dtype: torch.dtype | None = None) -> PackedWeight:

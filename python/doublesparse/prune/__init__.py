@@ -4,6 +4,7 @@ from .._magnitude import magnitude_mask
 from ._dsd import DSD
 from ._freeze import freeze, thaw
 from ._gradual import GradualSchedule
+from ._project import Project
 from ._report import report
 from ._rigl import RigL
 from ._sparsify import densify_, from_torch_prune_, masks, skipped, sparsify_
@@ -11,6 +12,7 @@ from ._sparsify import densify_, from_torch_prune_, masks, skipped, sparsify_
 __all__ = [
     "DSD",
     "GradualSchedule",
+    "Project",
     "RigL",
     "densify_",
     "freeze",

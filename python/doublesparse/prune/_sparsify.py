@@ -42,7 +42,8 @@ def masked_layers(model: nn.Module) -> Iterator[tuple[str, Masked]]:
 
 def _maskable(module: nn.Module) -> bool:
     """Whether a layer has a masked form, or is one. `MASKED_CLASSES` is the list to extend."""
-    return isinstance(module, Masked) or type(module) in MASKED_CLASSES
+    dense = module.dense_class if isinstance(module, Masked) else type(module)
+    return dense in MASKED_CLASSES
 
 
 def _owners(model: nn.Module) -> Counter[int]:
