@@ -35,8 +35,8 @@ class Settings:
     n_codes: int = 128
     nonzeros: int = 20
     iterations: int = 2
-    steps: int = 150
-    epochs: int = 8
+    steps: int = 120
+    epochs: int = 6
     max_steps: int = 1000
     batch_size: int = 50
     project_every: int = 5
@@ -44,12 +44,14 @@ class Settings:
     n_atoms: tuple[int, int] = (10, 10)
     lr_grid: tuple[float, ...] = (0.01, 0.03, 0.1)
     penalty_grid: tuple[float, ...] = (0.02, 0.1)
-    dictionary_samples: int = 800
-    dictionary_iterations: int = 5
+    dictionary_samples: int = 400
+    dictionary_iterations: int = 4
 
 
 DIGITS = Settings()
-MNIST = replace(DIGITS, n_codes=256, steps=250, n_atoms=(32, 32), dictionary_samples=1000, epochs=4)
+MNIST = replace(
+    DIGITS, n_codes=256, steps=200, max_steps=500, n_atoms=(32, 32), dictionary_samples=1000
+)
 # A smoke test of everything the demo does: its numbers say nothing.
 QUICK: dict[str, Any] = {
     "seeds": 2,
