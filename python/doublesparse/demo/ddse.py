@@ -50,7 +50,7 @@ class Settings:
 
 DIGITS = Settings()
 MNIST = replace(
-    DIGITS, n_codes=256, steps=200, max_steps=500, n_atoms=(32, 32), dictionary_samples=1000
+    DIGITS, n_codes=256, steps=150, max_steps=400, n_atoms=(32, 32), dictionary_samples=1000
 )
 # A smoke test of everything the demo does: its numbers say nothing.
 QUICK: dict[str, Any] = {
