@@ -64,7 +64,7 @@ def finetune(
         >>> net = torch.nn.Linear(4, 2)
         >>> batches = [(torch.randn(8, 4), torch.randint(2, (8,))) for _ in range(5)]
         >>> history = ds.lowrank.finetune(net, batches, epochs=4, lr=0.01)
-        >>> [epoch["lr"] for epoch in history]
+        >>> [round(epoch["lr"], 6) for epoch in history]
         [0.01, 0.001, 0.001, 0.0001]
     """
     _check(model, batches, epochs, lr, milestones, gamma)
