@@ -13,7 +13,17 @@ Call any PyTorch network on a `SparseTensor`:
 
 import torch as _torch  # noqa: F401 - first: its OpenMP runtime is the one the kernels share
 
-from . import _collate, _library, data, dispatch, functional, models, nn, prune  # noqa: F401
+from . import (  # noqa: F401
+    _collate,
+    _library,
+    data,
+    dispatch,
+    functional,
+    lowrank,
+    models,
+    nn,
+    prune,
+)
 from ._autotune import autotune
 from ._cache import set_cache_limit
 from ._collate import collate
@@ -52,6 +62,7 @@ __all__ = [
     "explain",
     "freeze_ground",
     "functional",
+    "lowrank",
     "models",
     "nn",
     "prune",
