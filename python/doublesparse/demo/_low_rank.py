@@ -6,8 +6,9 @@ import copy
 import math
 import pickle
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -28,7 +29,7 @@ class Settings:
     """
 
     seeds: int = 3
-    train_size: int = 800
+    train_size: int = 600
     epochs: int = 12
     force_epochs: int = 6
     finetune_epochs: int = 3
@@ -36,12 +37,22 @@ class Settings:
     lr_scale: float = 0.1
     weight_decay: float = 5e-4
     batch_size: int = 50
-    energy: float = 0.95
     scratch: bool = False
     speed_batch: int = 100
     norms: tuple[str, ...] = ("l2", "l1")
-    strengths: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4)
-    control_energies: tuple[float, ...] = (0.9, 0.8, 0.7, 0.6)
+    strengths: tuple[float, ...] = (0.2, 0.4, 0.6, 0.9)
+    energies: tuple[float, ...] = (0.95, 0.8, 0.65)
+
+    def __post_init__(self) -> None:
+        if not all(0.0 < energy <= 1.0 for energy in self.energies):
+            raise ValueError(f"energies must lie in (0, 1], got {self.energies}; use e.g. 0.95")
+        if not set(self.norms) <= {"l1", "l2"}:
+            raise ValueError(f"norms must be l1 or l2, got {self.norms}; use both, or one")
+        for name in ("lr", "lr_scale"):
+            if not 0.0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if not all(math.isfinite(strength) for strength in self.strengths):
+            raise ValueError(f"strengths must be finite, got {self.strengths}")
 
 
 class Arm(NamedTuple):
@@ -133,6 +144,10 @@ def _network(task: Problem, classes: int) -> nn.Sequential:
     return make_network(shape[1], shape[-1], classes)
 
 
+def _only(wanted: str) -> Callable[[str, nn.Module], bool]:
+    return lambda name, _: name == wanted
+
+
 def _train(net: nn.Module, task: Problem, lr: float, epochs: range, arm: Arm) -> None:
     """SGD with momentum, a tenth of the rate in the last quarter; each layer with its own force."""
     settings = task.settings
@@ -140,8 +155,8 @@ def _train(net: nn.Module, task: Problem, lr: float, epochs: range, arm: Arm) ->
         net.parameters(), lr=lr, momentum=0.9, weight_decay=settings.weight_decay
     )
     forces = [
-        Force(net, arm.strength / len(layer.weight), arm.norm, lambda name, _, own=own: name == own)
-        for own, layer in (forced_layers(net).items() if arm.norm else ())
+        Force(net, arm.strength / len(layer.weight), arm.norm, _only(name))
+        for name, layer in (forced_layers(net).items() if arm.norm else ())
     ]
 
     def apply() -> None:
@@ -149,12 +164,14 @@ def _train(net: nn.Module, task: Problem, lr: float, epochs: range, arm: Arm) ->
             force.apply_()
 
     turn = epochs.start + max(1, round(0.75 * len(epochs)))
-    train(net, optimizer, task.data, settings.batch_size, range(epochs.start, turn), 
-          task.seed, apply)
+    train(
+        net, optimizer, task.data, settings.batch_size, range(epochs.start, turn), task.seed, apply
+    )
     for group in optimizer.param_groups:
         group["lr"] *= 0.1
-    train(net, optimizer, task.data, settings.batch_size, range(turn, epochs.stop), 
-          task.seed, apply)
+    train(
+        net, optimizer, task.data, settings.batch_size, range(turn, epochs.stop), task.seed, apply
+    )
 
 
 def baseline(images: Images, settings: Settings, seed: int) -> bytes:
@@ -169,7 +186,7 @@ def baseline(images: Images, settings: Settings, seed: int) -> bytes:
 def run_arm(
     images: Images, settings: Settings, seed: int, arm: Arm, start: bytes
 ) -> list[dict[str, Any]]:
-    """Trains on, decomposes and fine-tunes; the control also at lower energies.
+    """Trains on; decomposes at every energy, and fine-tunes.
 
     Returns:
         A row per energy: `arm`, `seed`, `energy`, `ranks`, `summed_rank`, errors in percent
@@ -182,19 +199,16 @@ def run_arm(
     n_epochs = settings.force_epochs + (settings.epochs if settings.scratch else 0)
     _train(net, task, lr, range(first, first + n_epochs), arm)
     before = error(net, task.test)
-    lower = settings.control_energies if arm == CONTROL else ()
     rows = []
-    for energy in (settings.energy, *lower):
-        layers = forced_layers(net)
+    layers = forced_layers(net)
+    for energy in settings.energies:
         low = decompose(net, energy, select=lambda name, _: name in layers, cost="always")
         row: dict[str, Any] = {"arm": arm, "seed": seed, "energy": energy, "before": before}
         row["ranks"] = [rank(layer.weight, energy) for layer in layers.values()]
         row["summed_rank"] = sum(row["ranks"])
         row["decomposed"] = error(low, task.test)
         batches = _Epochs(task, first + n_epochs)
-        finetune(
-            low, batches, epochs=settings.finetune_epochs, lr=settings.lr * settings.lr_scale
-        )
+        finetune(low, batches, epochs=settings.finetune_epochs, lr=settings.lr * settings.lr_scale)
         row["finetuned"] = error(low, task.test)
         row["net"] = pickle.dumps(net)
         rows.append(row)
@@ -285,22 +299,5 @@ def _actions(nets: dict[str, nn.Module], images: Tensor) -> dict[str, Callable[[
         ):
             own = copy.deepcopy(net).to(memory_format=memory_format)  # type: ignore[call-overload]
             x = images.contiguous(memory_format=memory_format)
-            actions[f"{which} {kind}"] = lambda own=own, x=x: own(x)
+            actions[f"{which} {kind}"] = partial(own, x)
     return actions
-
-
-# ------------------------------------------------------------------ all seeds
-def summary(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """Means over seeds of everything that is a number."""
-    found = list(rows)
-    numbers = ("before", "decomposed", "finetuned", "summed_rank", "speedup", "low_macs", "macs")
-    values = {name: [row[name] for row in found] for name in numbers}
-    return {
-        "arm": found[0]["arm"],
-        "energy": found[0]["energy"],
-        "ranks": [statistics.fmean(each) for each in zip(*(r["ranks"] for r in found), strict=True)],
-        **{name: statistics.fmean(each) for name, each in values.items()},
-        "sd": {
-            name: statistics.stdev(each) if len(each) > 1 else 0.0 for name, each in values.items()
-        },
-    }
