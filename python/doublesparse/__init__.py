@@ -16,6 +16,7 @@ import torch as _torch  # noqa: F401 - first: its OpenMP runtime is the one the 
 from . import (  # noqa: F401
     _collate,
     _library,
+    bootstrap,
     data,
     dispatch,
     functional,
@@ -56,6 +57,7 @@ __all__ = [
     "TopKRows",
     "Unstructured",
     "autotune",
+    "bootstrap",
     "build_rulebook",
     "collate",
     "data",

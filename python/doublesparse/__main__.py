@@ -10,7 +10,10 @@ from collections.abc import Sequence
 COMMANDS = {
     "demo": "train DeepCNet on pen strokes, print a table, plot (needs the [demo] extra);\n"
     "         demo incremental: unmodified networks on what changed in front of a static camera;\n"
-    "         demo dsd: dense-sparse-dense training of a small CNN on real digits",
+    "         demo dsd: dense-sparse-dense training of a small CNN on real digits;\n"
+    "         demo ddse: an unfolded sparse coder with double sparsity, against dense ones;\n"
+    "         demo force: force regularization, then convolutions of low rank;\n"
+    "         demo mbn: clustering by a multilayer bootstrap network, and its compression",
     "info": "what this build is and what it runs on; --json",
     "bench": "a minute's measurement of the kernels against torch.mm; --threads N, --json",
 }

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 
-from . import dsd, incremental, pen
+# The modules of this package that are demos of their own, by the word that asks for them; each is
+# imported only then.
+DEMOS = ("incremental", "dsd", "ddse", "force", "mbn")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -16,14 +19,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments[:1] == ["incremental"]:
-        return incremental.main(arguments[1:])
-    if arguments[:1] == ["dsd"]:
-        return dsd.main(arguments[1:])
+    if arguments and arguments[0] in DEMOS:
+        demo = importlib.import_module(f"{__name__}.{arguments[0]}")
+        return int(demo.main(arguments[1:]))
+    pen = importlib.import_module(f"{__name__}.pen")
     parser = argparse.ArgumentParser(
         prog="python -m doublesparse demo",
         description="Train DeepCNet on pen strokes; print a table and draw a picture.",
-        epilog="Other demos: python -m doublesparse demo {incremental,dsd} --help",
+        epilog=f"Other demos: python -m doublesparse demo {{{','.join(DEMOS)}}} --help",
     )
     pen.add_arguments(parser)
-    return pen.run(parser.parse_args(arguments))
+    return int(pen.run(parser.parse_args(arguments)))

@@ -40,7 +40,7 @@ class Settings:
     scratch: bool = False
     speed_batch: int = 100
     norms: tuple[str, ...] = ("l2", "l1")
-    strengths: tuple[float, ...] = (0.2, 0.4, 0.6, 0.9)
+    strengths: tuple[float, ...] = (0.1, 0.25, 0.5, 0.8)
     energies: tuple[float, ...] = (0.95, 0.8, 0.65)
 
     def __post_init__(self) -> None:
