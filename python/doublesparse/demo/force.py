@@ -39,7 +39,7 @@ QUICK: dict[str, Any] = {
     "epochs": 2,
     "force_epochs": 1,
     "finetune_epochs": 1,
-    "strengths": (0.2, 0.6),
+    "strengths": (0.5,),
     "energies": (0.95, 0.8),
     "speed_batch": 20,
 }
