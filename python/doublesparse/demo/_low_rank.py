@@ -267,7 +267,7 @@ def measure(row: dict[str, Any], images: Tensor, rounds: int) -> dict[str, Any]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        times = interleave(_actions({"before": net, "after": low}, images), rounds, warmup=2)
+        times = interleave(_actions({"before": net, "after": low}, images), rounds, warmup=1)
     finally:
         torch.set_num_threads(threads)
     fastest = {

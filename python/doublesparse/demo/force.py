@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,14 @@ from ._show import positive, say
 DIGITS = Settings()
 LARGE = replace(
     DIGITS,
-    train_size=8000,
+    train_size=3000,
     epochs=8,
     force_epochs=4,
     finetune_epochs=2,
     lr=0.01,
     batch_size=64,
+    strengths=(0.2, 0.5, 1.0, 2.0),
+    energies=(0.95, 0.8),
 )
 # A smoke test of everything the demo does: its numbers say nothing.
 QUICK: dict[str, Any] = {
@@ -43,7 +45,7 @@ QUICK: dict[str, Any] = {
     "energies": (0.95, 0.8),
     "speed_batch": 20,
 }
-_ROUNDS, _QUICK_ROUNDS = 9, 2
+_ROUNDS, _QUICK_ROUNDS = 5, 2
 
 _HELP = {
     "seeds": "independent repetitions; each draws training images, initial weights and order, the "
@@ -85,13 +87,26 @@ def _arm(seed: int, arm: experiment.Arm, start: bytes) -> list[dict[str, Any]]:
     return experiment.run_arm(images, settings, seed, arm, start)
 
 
-class _Here:
-    """An executor that runs tasks in this process, when their result is asked for."""
+class _Later:
+    """A task of this process, which runs when its result is first asked for."""
 
-    def submit(self, function: Any, *args: Any) -> Any:
-        future: Future[Any] = Future()
-        future.set_result(function(*args))
-        return future
+    def __init__(self, function: Any, args: tuple[Any, ...]) -> None:
+        self._run, self._found = (function, args), None
+
+    def result(self) -> Any:
+        """What the task returns."""
+        if self._found is None:
+            function, args = self._run
+            self._found = function(*args)
+        return self._found
+
+
+class _Here:
+    """An executor without processes."""
+
+    def submit(self, function: Any, *args: Any) -> _Later:
+        """The task, for later."""
+        return _Later(function, args)
 
 
 def _train_all(executor: Any, settings: Settings, progress: bool) -> list[dict[str, Any]]:
@@ -234,6 +249,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _few(images: Images, n: int) -> Images:
+    """The first n images of each set."""
+    train, test = images.train, images.test
+    return Images(
+        images.title,
+        (train[0][:n], train[1][:n]),
+        None if test is None else (test[0][:n], test[1][:n]),
+    )
+
+
 def _settings(args: argparse.Namespace, defaults: Settings) -> Settings:
     """The options given, over those of --quick, over the defaults of the data."""
     settings = replace(defaults, **QUICK) if args.quick else defaults
@@ -257,6 +282,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     rounds = _QUICK_ROUNDS if args.quick else _ROUNDS
     try:
         settings = _settings(args, defaults)
+        if args.quick:
+            images = _few(images, 3 * settings.train_size)
         results = run_all(images, settings, jobs=jobs, rounds=rounds, progress=True)
     except ValueError as wrong:
         raise SystemExit(f"doublesparse demo force: {wrong}") from wrong
