@@ -24,7 +24,7 @@ _UBYTE = 0x08  # the only type of element that MNIST has
 
 @dataclass(frozen=True)
 class Images:
-    """Images to train on and to test on: float32 (n, 1, height, width), and labels int64 (n,).
+    """Images to train on and to test on: float32 (n, colours, height, width), labels int64 (n,).
 
     Where `test` is None there is one set, and a split of it is drawn for every seed.
     """

@@ -14,15 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 from ..prune import DSD
+from ._classify import error, train
 from ._images import Images, load_digits, load_mnist
 from ._show import Table, positive, say, tables
 from ._statistics import deviation, paired_difference
-
-Set = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -92,37 +90,6 @@ def make_network(size: int) -> nn.Module:
     )
 
 
-def train(
-    net: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    data: Set,
-    settings: Settings,
-    epochs: range,
-    seed: int,
-) -> None:
-    """Plain training; an epoch has the same order of images in every arm."""
-    images, labels = data
-    net.train()
-    for epoch in epochs:
-        random = torch.Generator().manual_seed(1_000_003 * seed + epoch)
-        for chosen in torch.randperm(len(labels), generator=random).split(settings.batch_size):
-            optimizer.zero_grad()
-            F.cross_entropy(net(images[chosen]), labels[chosen]).backward()
-            optimizer.step()
-
-
-@torch.no_grad()
-def error(net: nn.Module, data: Set) -> float:
-    """Share of wrong answers, in percent."""
-    images, labels = data
-    net.eval()
-    wrong = sum(
-        int((net(x).argmax(1) != y).sum())
-        for x, y in zip(images.split(500), labels.split(500), strict=True)
-    )
-    return 100 * wrong / len(labels)
-
-
 class _Run:
     """A network in training with its optimizer, which can go on in several ways."""
 
@@ -158,26 +125,26 @@ def run_seed(images: Images, settings: Settings, seed: int) -> dict[str, float]:
         settings.epochs + settings.sparse_epochs + settings.redense_epochs,
     )
     second, third = range(ends[0], ends[1]), range(ends[1], ends[2])
-    train(run.net, run.optimizer, data, settings, range(ends[0]), seed)
+    train(run.net, run.optimizer, data, settings.batch_size, range(ends[0]), seed)
     found = {"baseline": error(run.net, test)}
 
     control = run.fork()
     control.slow_down()
-    train(control.net, control.optimizer, data, settings, range(ends[0], ends[2]), seed)
+    train(control.net, control.optimizer, data, settings.batch_size, range(ends[0], ends[2]), seed)
     found["LLR"] = error(control.net, test)
 
     same = run.fork()
-    train(same.net, same.optimizer, data, settings, second, seed)
+    train(same.net, same.optimizer, data, settings.batch_size, second, seed)
     same.slow_down()
-    train(same.net, same.optimizer, data, settings, third, seed)
+    train(same.net, same.optimizer, data, settings.batch_size, third, seed)
     found["same rates"] = error(same.net, test)
 
     dsd = DSD(run.net, run.optimizer, settings.sparsity, settings.lr_scale)
     dsd.sparse()
-    train(run.net, run.optimizer, data, settings, second, seed)
+    train(run.net, run.optimizer, data, settings.batch_size, second, seed)
     found["sparse"] = error(run.net, test)
     dsd.redense()
-    train(run.net, run.optimizer, data, settings, third, seed)
+    train(run.net, run.optimizer, data, settings.batch_size, third, seed)
     found["DSD"] = error(run.net, test)
     return found
 

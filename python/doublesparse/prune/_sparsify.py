@@ -16,6 +16,7 @@ from ..nn._masked import MASKED_CLASSES, Masked, mask_layer, unmask_layer
 
 M = TypeVar("M", bound=nn.Module)
 Select = Callable[[str, nn.Module], bool]
+Unsupported = Callable[[nn.Module], "str | None"]
 
 # Modules that read the weights of modules inside them, in one fused call: {class: names inside}.
 _FUSED: dict[type[nn.Module], tuple[str, ...]] = {
@@ -67,17 +68,23 @@ def _fused(model: nn.Module) -> dict[int, str]:
     return found
 
 
-def _obstacle(module: nn.Module, owners: Counter[int], fused: dict[int, str]) -> str | None:
-    """Why a layer with a weight is not masked; None where it can be."""
-    kind = type(module).__name__
+def _no_masked_form(module: nn.Module) -> str | None:
+    return None if _maskable(module) else f"{type(module).__name__} has no masked form"
+
+
+def _obstacle(
+    module: nn.Module, owners: Counter[int], fused: dict[int, str], unsupported: Unsupported
+) -> str | None:
+    """Why a layer with a weight is left alone; None where it need not be."""
     if id(module) in fused:
         return f"{fused[id(module)]} reads its weight past its forward"
     if isinstance(module, nn.MultiheadAttention):
         return "MultiheadAttention keeps its weights to itself"
     if parametrize.is_parametrized(module):
         return "its weight is parametrized (torch.nn.utils.parametrize)"
-    if not _maskable(module):
-        return f"{kind} has no masked form"
+    why = unsupported(module)
+    if why is not None:
+        return why
     if isinstance(module, Masked) and module.frozen:
         return None  # its Parameter is parked; a new mask thaws it
     weight = module._parameters.get("weight")
@@ -98,8 +105,15 @@ def _has_matrix(module: nn.Module) -> bool:
     )
 
 
-def _candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module, str | None]]:
-    """Name, module and obstacle of all that owns a weight of two axes or more."""
+def candidates(
+    model: nn.Module, unsupported: Unsupported = _no_masked_form
+) -> Iterator[tuple[str, nn.Module, str | None]]:
+    """Name, module and obstacle of all that owns a weight of two axes or more.
+
+    Args:
+        model: any module.
+        unsupported: why a class of layers is left alone; None where it need not be.
+    """
     owners, fused = _owners(model), _fused(model)
     for name, module in model.named_modules():
         lazy = isinstance(module, nn.modules.lazy.LazyModuleMixin)
@@ -107,7 +121,7 @@ def _candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module, str | None]]
         if lazy and module.has_uninitialized_params():
             yield name, module, "its shape is not known before its first call"
         elif not inside and (_has_matrix(module) or parametrize.is_parametrized(module)):
-            yield name, module, _obstacle(module, owners, fused)
+            yield name, module, _obstacle(module, owners, fused, unsupported)
 
 
 def skipped(model: nn.Module) -> dict[str, str]:
@@ -129,7 +143,7 @@ def skipped(model: nn.Module) -> dict[str, str]:
         {'0': 'Embedding has no masked form'}
     """
     check_model("skipped", model)
-    return {name: why for name, _, why in _candidates(model) if why is not None}
+    return {name: why for name, _, why in candidates(model) if why is not None}
 
 
 def selected(operation: str, model: nn.Module, select: Select | None) -> dict[str, nn.Module]:
@@ -142,7 +156,7 @@ def selected(operation: str, model: nn.Module, select: Select | None) -> dict[st
         )
     return {
         name: module
-        for name, module, why in _candidates(model)
+        for name, module, why in candidates(model)
         if why is None and (select is None or select(name, module))
     }
 
