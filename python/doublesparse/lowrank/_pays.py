@@ -16,7 +16,7 @@ from ..tensor import SparseTensor
 _MANY = 1 << 20
 # Torch's convolutions compute output channels of a group in vectors of this many.
 _VECTOR = 16
-# A prediction below this is not acted on: 3x3 layers of 16 and 32 channels with predictions of 1.3 to
+# A prediction below this is not acted on: 3x3 layers of 16 and 32 channels predicted at 1.3 to
 # 1.4 were measured at 0.9 to 1.0, those of 64 and more with 1.7 at 1.1 to 1.6 (one core).
 MARGIN = 1.4
 
