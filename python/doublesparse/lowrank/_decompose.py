@@ -88,7 +88,8 @@ def decompose(
 
     A layer whose two factors are not predicted to be 1.4 times as fast stays as it is: the
     prediction, by the package's cost model of multiply-adds and bytes moved, is optimistic for few
-    channels. It takes the layers to be large unless there is an `example`. The parameters are new: build the optimizer after this.
+    channels. It takes the layers to be large unless there is an `example`. The parameters are
+    new: build the optimizer after this.
 
     Args:
         module: a model, or one such layer.
