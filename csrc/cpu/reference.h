@@ -31,6 +31,10 @@ void widen_ref(const T* from, int64_t n, float* into);
 template <class T>
 void round_ref(const float* from, int64_t n, T* into);
 void tile_spmm_ref(const TileSpmmPart& part);
+template <class Code>
+void agree_compare_ref(const CompareTile<Code>& t);
+template <class Code>
+void agree_lists_ref(const ListTile<Code>& t);
 
 template <class T>
 void spmm_tile_ref(const SpmmTile<T>& t);

@@ -1,5 +1,6 @@
 // Included last by each ISA's .cpp file: gathers its kernels into the exported table.
 #pragma once
+#include "cpu/codes/agree_kernel.h"
 #include "cpu/conv/depthwise_kernel.h"
 #include "cpu/conv/gemm_kernel.h"
 #include "cpu/conv/kept_kernel.h"
@@ -52,15 +53,17 @@ constexpr HalfKernelSet<T> half_kernel_set() {
 }  // namespace
 }  // namespace ds
 
-#define DS_EXPORT_KERNELS(name, isa)                 \
-  namespace ds {                                     \
-  extern const KernelTable name;                     \
-  const KernelTable name = {isa,                     \
-                            kernel_set<float>(),     \
-                            kernel_set<double>(),    \
-                            half_kernel_set<bf16>(), \
-                            half_kernel_set<f16>(),  \
-                            nullptr,                 \
-                            nullptr,                 \
-                            nullptr};                \
+#define DS_EXPORT_KERNELS(name, isa)                   \
+  namespace ds {                                       \
+  extern const KernelTable name;                       \
+  const KernelTable name = {isa,                       \
+                            kernel_set<float>(),       \
+                            kernel_set<double>(),      \
+                            half_kernel_set<bf16>(),   \
+                            half_kernel_set<f16>(),    \
+                            agree_kernels<uint8_t>(),  \
+                            agree_kernels<uint16_t>(), \
+                            nullptr,                   \
+                            nullptr,                   \
+                            nullptr};                  \
   }
