@@ -22,7 +22,7 @@ constexpr int64_t kMostListedCenters = 65280;
 constexpr int kListSlots = 4;              // centres in a list's head
 constexpr uint64_t kLongList = 0xffff;     // in a head's last slot: the list is elsewhere
 constexpr int64_t kCounterPadding = 64;    // counters behind the last centre's: slots left empty
-constexpr int64_t kListTilePoints = 8;    // points whose counters are in L1 together
+constexpr int64_t kListTilePoints = 8;     // points whose counters are in L1 together
 constexpr int kMostCompareLanes = 2 * 64;  // points of one tile of compares
 
 template <class Code>
