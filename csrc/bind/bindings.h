@@ -13,6 +13,7 @@ void bind_nearest(pybind11::module_& m);
 void bind_spmm(pybind11::module_& m);
 void bind_masked_conv(pybind11::module_& m);
 void bind_spmm_tiles(pybind11::module_& m);
+void bind_agree(pybind11::module_& m);
 void bind_gpu(pybind11::module_& m);  // of CUDA builds, and of the emulated module
 
 }  // namespace ds

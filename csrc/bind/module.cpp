@@ -39,4 +39,5 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   ds::bind_spmm(m);
   ds::bind_masked_conv(m);
   ds::bind_spmm_tiles(m);
+  ds::bind_agree(m);
 }

@@ -15,6 +15,8 @@ DType dtype_of(uint8_t code, int bits) {
   if (code == dlpack::kInt && bits == 16) return DType::kInt16;
   if (code == dlpack::kInt && bits == 32) return DType::kInt32;
   if (code == dlpack::kInt && bits == 64) return DType::kInt64;
+  if (code == dlpack::kUInt && bits == 8) return DType::kUInt8;
+  if (code == dlpack::kUInt && bits == 16) return DType::kUInt16;
   if (code == dlpack::kFloat && bits == 32) return DType::kFloat32;
   if (code == dlpack::kFloat && bits == 64) return DType::kFloat64;
   if (code == dlpack::kBfloat && bits == 16) return DType::kBFloat16;
@@ -32,6 +34,10 @@ const char* name_of(DType dtype) {
       return "int32";
     case DType::kInt64:
       return "int64";
+    case DType::kUInt8:
+      return "uint8";
+    case DType::kUInt16:
+      return "uint16";
     case DType::kFloat32:
       return "float32";
     case DType::kFloat64:
@@ -99,6 +105,8 @@ void view_by_attributes(py::handle object, TensorView* view) {
                 : dtype == "torch.int16"    ? DType::kInt16
                 : dtype == "torch.int32"    ? DType::kInt32
                 : dtype == "torch.int64"    ? DType::kInt64
+                : dtype == "torch.uint8"    ? DType::kUInt8
+                : dtype == "torch.uint16"   ? DType::kUInt16
                 : dtype == "torch.bfloat16" ? DType::kBFloat16
                 : dtype == "torch.float16"  ? DType::kFloat16
                                             : DType::kOther;

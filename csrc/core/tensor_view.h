@@ -4,13 +4,27 @@
 
 namespace ds {
 
-enum class DType : uint8_t { kInt8, kInt16, kInt32, kInt64, kFloat32, kFloat64, kBFloat16, kFloat16, kOther };
+enum class DType : uint8_t {
+  kInt8,
+  kInt16,
+  kInt32,
+  kInt64,
+  kUInt8,
+  kUInt16,
+  kFloat32,
+  kFloat64,
+  kBFloat16,
+  kFloat16,
+  kOther
+};
 
 constexpr int64_t bytes_of(DType dtype) {
   switch (dtype) {
     case DType::kInt8:
+    case DType::kUInt8:
       return 1;
     case DType::kInt16:
+    case DType::kUInt16:
     case DType::kBFloat16:
     case DType::kFloat16:
       return 2;

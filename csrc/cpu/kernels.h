@@ -6,6 +6,7 @@
 #include "core/cpu_features.h"
 #include "core/half.h"
 #include "cpu/codes/nearest.h"
+#include "cpu/codes/agree.h"
 #include "cpu/conv/depthwise.h"
 #include "cpu/conv/group_conv.h"
 #include "cpu/pool/pool.h"
@@ -108,6 +109,8 @@ struct KernelTable {
   HalfKernelSet<bf16> b16;
   HalfKernelSet<f16> h16;
   NearestKernels nearest;
+  AgreeKernels<uint8_t> agree8;
+  AgreeKernels<uint16_t> agree16;
   // With matrix tiles; null where there are none. dw is padded to 32 x 32 in both dimensions.
   void (*group_conv)(const GroupConvTile&);
   void (*tile_weight_grad)(const WeightGradBlock<bf16>&);

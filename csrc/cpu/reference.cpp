@@ -28,6 +28,11 @@ constexpr HalfKernelSet<T> half_reference_set() {
   return {row_set<T>(), widen_ref<T>, round_ref<T>};
 }
 
+template <class Code>
+constexpr AgreeKernels<Code> agree_set() {
+  return {kRefLanes, agree_compare_ref<Code>, agree_lists_ref<Code>};
+}
+
 }  // namespace
 
 extern const KernelTable kReferenceKernels;
@@ -37,6 +42,8 @@ const KernelTable kReferenceKernels = {Isa::kReference,
                                        half_reference_set<bf16>(),
                                        half_reference_set<f16>(),
                                        {kRefLanes, pack_centers_ref, nearest_tile_ref},
+                                       agree_set<uint8_t>(),
+                                       agree_set<uint16_t>(),
                                        nullptr,
                                        nullptr,
                                        tile_spmm_ref};

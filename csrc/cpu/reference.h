@@ -34,6 +34,10 @@ void tile_spmm_ref(const TileSpmmPart& part);
 void pack_centers_ref(const float* centers, int64_t n, int64_t d_sub, float* panel,
                       float* half_norm);
 void nearest_tile_ref(const NearestTile& t);
+template <class Code>
+void agree_compare_ref(const CompareTile<Code>& t);
+template <class Code>
+void agree_lists_ref(const ListTile<Code>& t);
 
 template <class T>
 void spmm_tile_ref(const SpmmTile<T>& t);

@@ -400,6 +400,22 @@ def tile_conv(
     /,
 ) -> None: ...
 
+# ------------------------------------------------------------------ codes of clusterings
+def plan_agreeing(
+    center_codes: Tensor, histogram: Tensor, n: int, n_threads: int, /
+) -> tuple[int, bool, int, int]: ...
+def most_agreeing(
+    codes: Tensor,
+    columns: Tensor,
+    center_codes: Tensor,
+    n_values: int,
+    by_lists: bool,
+    workspace: Tensor,
+    out: Tensor,
+    n_threads: int,
+    /,
+) -> None: ...
+
 
 class Tiles:
     def __init__(

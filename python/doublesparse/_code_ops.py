@@ -13,6 +13,22 @@ from torch import Tensor
 from . import _C
 from ._scratch import scratch
 
+_CODES = (torch.uint8, torch.uint16)
+_MOST_CODES = 65537  # counts of a histogram: every 16-bit code, and one that no centre has
+
+
+def _check_tensor(operation: str, name: str, operand: Tensor) -> None:
+    """A tensor on the CPU."""
+    if not isinstance(operand, Tensor):
+        raise TypeError(
+            f"{operation}: {name} must be a torch.Tensor, got {type(operand).__name__}; convert it"
+        )
+    if operand.device.type != "cpu":
+        raise RuntimeError(
+            f"{operation}: {name} must be on the CPU, got {operand.device}; use .cpu()"
+        )
+
+
 # --- nearest centres
 
 _SIGNED = {torch.uint8: torch.int8, torch.uint16: torch.int16}  # what the binding takes: same bits
@@ -72,10 +88,7 @@ def nearest_centers(
         [0, 1]
     """
     for name, tensor in (("points", points), ("centers", centers)):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(
-                f"nearest_centers: {name} must be a torch.Tensor, got {type(tensor).__name__}"
-            )
+        _check_tensor("nearest_centers", name, tensor)
         if tensor.dtype != torch.float32:
             raise TypeError(
                 f"nearest_centers: {name} must be float32, got {tensor.dtype}; use .float()"
@@ -83,10 +96,6 @@ def nearest_centers(
         if tensor.dim() != 2:
             raise ValueError(
                 f"nearest_centers: {name} must have 2 dimensions, got {tuple(tensor.shape)}"
-            )
-        if tensor.device.type != "cpu":
-            raise RuntimeError(
-                f"nearest_centers: {name} must be on the CPU, got {tensor.device}; use .cpu()"
             )
     (n, d), (k, d_sub) = points.shape, centers.shape
     if columns is None and d != d_sub > 0:
@@ -99,4 +108,71 @@ def nearest_centers(
     out = _nearest_out(n, k, out)
     signed = out.view(_SIGNED[out.dtype])
     _C.nearest_centers(points, centers, columns, workspace, signed, threads)
+    return out
+
+
+# --- most agreeing centres
+
+
+def most_agreeing(
+    codes: Tensor,
+    columns: Tensor,
+    center_codes: Tensor,
+    out: Tensor | None = None,
+    *,
+    way: str | None = None,
+) -> Tensor:
+    """For each point the centre with the most equal codes: an upper layer of an MBN.
+
+    Zhang, "Multilayer bootstrap networks", 2018: above the first layer a point is the one-hot code
+    of its centres, and the nearest of k sampled centres is the one that shares the most ones with
+    it. The one-hot code is never expanded. Two ways, one answer: where k is large the centres are
+    kept in lists by their code, and a point counts those in its lists; else all are compared. The
+    choice depends on the operands alone.
+
+    Args:
+        codes: (V, n) uint8 or uint16, contiguous.
+        columns: (s,) int64, the clusterings that vote, in [0, V); repeated ones vote repeatedly.
+        center_codes: (s, k) of the dtype of `codes`: row i holds the codes of the k centres in
+            clustering ``columns[i]``; 1 <= k <= 65536, s >= 1.
+        out: (n,) uint8 (k <= 256) or uint16, contiguous, to write into.
+        way: "compare" or "lists" instead of the choice, for tests and benchmarks.
+
+    Returns:
+        (n,) uint8 where k <= 256, else uint16 (`out`, if given): the lowest index among the centres
+        with the largest number of votes i with ``codes[columns[i], point] == center_codes[i, c]``.
+
+    Raises:
+        TypeError: a wrong dtype.
+        ValueError: a wrong shape, no vote, a column out of range, too many centres for `out`.
+        RuntimeError: a tensor that is not on the CPU.
+
+    Example:
+        >>> import torch
+        >>> codes = torch.tensor([[0, 1, 1], [2, 2, 0]], dtype=torch.uint8)
+        >>> centers = torch.tensor([[0, 1], [2, 0]], dtype=torch.uint8)
+        >>> most_agreeing(codes, torch.tensor([0, 1]), centers).tolist()
+        [0, 0, 1]
+    """
+    for name, operand in (("codes", codes), ("columns", columns), ("center_codes", center_codes)):
+        _check_tensor("most_agreeing", name, operand)
+    for name, operand in (("codes", codes), ("center_codes", center_codes)):
+        if operand.dtype not in _CODES:
+            message = f"most_agreeing: {name} must be uint8 or uint16, got {operand.dtype}"
+            raise TypeError(message)
+    if way not in (None, "compare", "lists"):
+        message = f'most_agreeing: way must be None, "compare" or "lists", got {way!r}'
+        raise ValueError(message)
+    threads = torch.get_num_threads()
+    n = codes.shape[1] if codes.dim() == 2 else 0
+    histogram = scratch(_MOST_CODES, torch.int64)
+    n_values, lists, *sizes = _C.plan_agreeing(center_codes, histogram, n, threads)
+    if way is not None:
+        lists = way == "lists"
+    if out is None:
+        small = center_codes.shape[1] <= 256
+        out = torch.empty(n, dtype=torch.uint8 if small else torch.uint16)
+    workspace = scratch((sizes[lists] + 64) // 8, torch.int64)
+    vote = (codes, columns, center_codes, n_values, lists)
+    _C.most_agreeing(*vote, workspace, out, threads)
     return out

@@ -1,6 +1,7 @@
 // Included last by each ISA's .cpp file: gathers its kernels into the exported table.
 #pragma once
 #include "cpu/codes/nearest_kernel.h"
+#include "cpu/codes/agree_kernel.h"
 #include "cpu/conv/depthwise_kernel.h"
 #include "cpu/conv/gemm_kernel.h"
 #include "cpu/conv/kept_kernel.h"
@@ -57,16 +58,18 @@ constexpr NearestKernels nearest_kernels() {
 }  // namespace
 }  // namespace ds
 
-#define DS_EXPORT_KERNELS(name, isa)                 \
-  namespace ds {                                     \
-  extern const KernelTable name;                     \
-  const KernelTable name = {isa,                     \
-                            kernel_set<float>(),     \
-                            kernel_set<double>(),    \
-                            half_kernel_set<bf16>(), \
-                            half_kernel_set<f16>(),  \
-                            nearest_kernels(),       \
-                            nullptr,                 \
-                            nullptr,                 \
-                            nullptr};                \
+#define DS_EXPORT_KERNELS(name, isa)                   \
+  namespace ds {                                       \
+  extern const KernelTable name;                       \
+  const KernelTable name = {isa,                       \
+                            kernel_set<float>(),       \
+                            kernel_set<double>(),      \
+                            half_kernel_set<bf16>(),   \
+                            half_kernel_set<f16>(),    \
+                            nearest_kernels(),         \
+                            agree_kernels<uint8_t>(),  \
+                            agree_kernels<uint16_t>(), \
+                            nullptr,                   \
+                            nullptr,                   \
+                            nullptr};                  \
   }
