@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -255,17 +256,15 @@ class MultilayerBootstrapNetwork(_Names, _Transformer, _Cluster, _Estimator):
         """What is taken off and multiplied on before float32.
 
         Distances do not change: a feature far from 0 for its spread would lose its digits in x.c
-        and is centred (others stay, so that zeros stay zeros); a power of two puts the largest
-        magnitude at 1 to 2, so that no square overflows.
+        and is moved by its first value (others stay, so that zeros stay zeros); a power of two
+        brings the largest magnitude to between 1/2 and 1, so that no square overflows.
         """
         with np.errstate(over="ignore", invalid="ignore"):
             mean = x.mean(axis=0, dtype=np.float64)
             spread = np.sqrt(np.square(x - mean).mean(axis=0))
-            self._offset = np.where(np.abs(mean) > 3 * spread, mean, 0.0)
-            largest = float(np.abs(x - self._offset).max())
-        if not np.isfinite(largest):
-            _fail(ValueError, "X", "within 1e150 of 0", np.abs(x).max(), "rescale it")
-        self._scale = 2.0 ** -np.clip(np.frexp(largest)[1], -1000, 1000)
+            self._offset = np.where(np.abs(mean) > 3 * spread, x[0], 0.0)
+        largest = np.abs(x - self._offset).max()
+        self._scale = float(2.0 ** -np.clip(np.frexp(largest)[1], -1000, 1000))
 
     def _to_points(self, x: np.ndarray) -> np.ndarray:
         points = np.empty(x.shape, np.float32)
@@ -328,7 +327,11 @@ def _ward(embedded: np.ndarray, n_clusters: int) -> np.ndarray:
         return cluster.AgglomerativeClustering(n_clusters).fit_predict(embedded)
     neighbors = extra("sklearn.neighbors", _NAME)
     graph = neighbors.kneighbors_graph(embedded, _WARD_NEIGHBORS, include_self=False)
-    return cluster.AgglomerativeClustering(n_clusters, connectivity=graph).fit_predict(embedded)
+    ward = cluster.AgglomerativeClustering(n_clusters, connectivity=graph)
+    with warnings.catch_warnings():
+        # A graph in parts is usual here, and scikit-learn joins them.
+        warnings.filterwarnings("ignore", "the number of connected components", UserWarning)
+        return ward.fit_predict(embedded)
 
 
 @contextmanager
