@@ -203,9 +203,10 @@ def test_auto_schedule() -> None:
     assert sizes == [2]
 
 
-def test_many_points_merge_along_neighbours() -> None:
-    data, classes = make_blobs(10_100, 2, centers=3, cluster_std=0.3, random_state=0)
-    net = Network(20, [30, 6], 2, clusterer="agglomerative", n_clusters=3, random_state=0)
+def test_points_beyond_those_merged_join_the_nearest(monkeypatch: Any) -> None:
+    monkeypatch.setattr("doublesparse.bootstrap._network._WARD_POINTS", 100)
+    data, classes = make_blobs(400, 2, centers=3, cluster_std=0.3, random_state=0)
+    net = Network(40, [30, 6], 2, clusterer="agglomerative", n_clusters=3, random_state=0)
     assert ds.bootstrap.clustering_accuracy(classes, net.fit_predict(data)) > 0.95
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numbers
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -20,8 +19,7 @@ _validation = extra("sklearn.utils.validation", _NAME)
 
 _CLUSTERERS = ("kmeans", "agglomerative")
 _KMEANS_RESTARTS = 10
-_WARD_WHOLE = 10_000  # points up to which any two clusters may merge: memory grows as n^2
-_WARD_NEIGHBORS = 10
+_WARD_POINTS = 10_000  # merged at most: memory grows as the square (0.4 GB)
 
 
 # Typed as Any: scikit-learn has no types, and need not be there when types are checked.
@@ -59,8 +57,8 @@ class MultilayerBootstrapNetwork(_Names, _Transformer, _Cluster, _Estimator):
         feature_fraction: a in (0, 1], the share of features (above: of clusterings of the layer
             below) that each clustering sees.
         random_state: int, numpy.random.RandomState or None.
-        clusterer: "kmeans" (10 restarts), or "agglomerative" (Ward; above 10 000 points only
-            clusters that are linked in the graph of 10 nearest neighbours merge).
+        clusterer: "kmeans" (10 restarts), or "agglomerative" (Ward; of more than 10 000
+            points a random 10 000 are merged and the others join the nearest of them).
         n_clusters: of the clusterer. None: `fit` only computes the embedding.
         verbose: a progress bar, if tqdm is installed.
 
@@ -200,7 +198,7 @@ class MultilayerBootstrapNetwork(_Names, _Transformer, _Cluster, _Estimator):
         """Clusters of points: (n,), for the training data `labels_`.
 
         K-means: the nearest cluster centre in the embedding. Agglomerative: the cluster of the
-        nearest training point there.
+        nearest training point that was merged.
 
         Raises:
             NotFittedError: before `fit`.
@@ -311,9 +309,8 @@ class MultilayerBootstrapNetwork(_Names, _Transformer, _Cluster, _Estimator):
                 ).fit(embedded)
                 self.labels_ = self._predictor.labels_
             else:
-                self.labels_ = _ward(embedded, self.n_clusters)
-                neighbors = extra("sklearn.neighbors", _NAME)
-                self._predictor = neighbors.KNeighborsClassifier(1).fit(embedded, self.labels_)
+                self._predictor = _ward(embedded, self.n_clusters, seed)
+                self.labels_ = self._predictor.predict(embedded)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -321,17 +318,15 @@ class MultilayerBootstrapNetwork(_Names, _Transformer, _Cluster, _Estimator):
         return tags
 
 
-def _ward(embedded: np.ndarray, n_clusters: int) -> np.ndarray:
+def _ward(embedded: np.ndarray, n_clusters: int, seed: int) -> Any:
+    """What gives points the Ward cluster of the nearest of the points that were merged."""
     cluster = extra("sklearn.cluster", _NAME)
-    if len(embedded) <= _WARD_WHOLE:
-        return cluster.AgglomerativeClustering(n_clusters).fit_predict(embedded)
     neighbors = extra("sklearn.neighbors", _NAME)
-    graph = neighbors.kneighbors_graph(embedded, _WARD_NEIGHBORS, include_self=False)
-    ward = cluster.AgglomerativeClustering(n_clusters, connectivity=graph)
-    with warnings.catch_warnings():
-        # A graph in parts is usual here, and scikit-learn joins them.
-        warnings.filterwarnings("ignore", "the number of connected components", UserWarning)
-        return ward.fit_predict(embedded)
+    size = min(len(embedded), max(_WARD_POINTS, n_clusters))
+    chosen = np.random.default_rng(seed).choice(len(embedded), size, replace=False, shuffle=False)
+    merged = embedded[np.sort(chosen)]
+    labels = cluster.AgglomerativeClustering(n_clusters).fit_predict(merged)
+    return neighbors.KNeighborsClassifier(1).fit(merged, labels)
 
 
 @contextmanager
