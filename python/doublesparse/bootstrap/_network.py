@@ -19,8 +19,7 @@ _validation = extra("sklearn.utils.validation", _NAME)
 
 _CLUSTERERS = ("kmeans", "agglomerative")
 _KMEANS_RESTARTS = 10
-_WARD_WHOLE = 10_000  # points up to which any two clusters may merge: memory grows as n^2
-_WARD_NEIGHBORS = 10
+_WARD_POINTS = 10_000  # merged at most: memory grows as the square (0.4 GB)
 
 
 # Typed as Any: scikit-learn has no types, and need not be there when types are checked.
@@ -58,8 +57,8 @@ class MultilayerBootstrapNetwork(_Names, _Transformer, _Cluster, _Estimator):
         feature_fraction: a in (0, 1], the share of features (above: of clusterings of the layer
             below) that each clustering sees.
         random_state: int, numpy.random.RandomState or None.
-        clusterer: "kmeans" (10 restarts), or "agglomerative" (Ward; above 10 000 points only
-            clusters that are linked in the graph of 10 nearest neighbours merge).
+        clusterer: "kmeans" (10 restarts), or "agglomerative" (Ward; of more than 10 000
+            points a random 10 000 are merged and the others join the nearest of them).
         n_clusters: of the clusterer. None: `fit` only computes the embedding.
         verbose: a progress bar, if tqdm is installed.
 
@@ -199,7 +198,7 @@ class MultilayerBootstrapNetwork(_Names, _Transformer, _Cluster, _Estimator):
         """Clusters of points: (n,), for the training data `labels_`.
 
         K-means: the nearest cluster centre in the embedding. Agglomerative: the cluster of the
-        nearest training point there.
+        nearest training point that was merged.
 
         Raises:
             NotFittedError: before `fit`.
@@ -255,17 +254,15 @@ class MultilayerBootstrapNetwork(_Names, _Transformer, _Cluster, _Estimator):
         """What is taken off and multiplied on before float32.
 
         Distances do not change: a feature far from 0 for its spread would lose its digits in x.c
-        and is centred (others stay, so that zeros stay zeros); a power of two puts the largest
-        magnitude at 1 to 2, so that no square overflows.
+        and is moved by its first value (others stay, so that zeros stay zeros); a power of two
+        brings the largest magnitude to between 1/2 and 1, so that no square overflows.
         """
         with np.errstate(over="ignore", invalid="ignore"):
             mean = x.mean(axis=0, dtype=np.float64)
             spread = np.sqrt(np.square(x - mean).mean(axis=0))
-            self._offset = np.where(np.abs(mean) > 3 * spread, mean, 0.0)
-            largest = float(np.abs(x - self._offset).max())
-        if not np.isfinite(largest):
-            _fail(ValueError, "X", "within 1e150 of 0", np.abs(x).max(), "rescale it")
-        self._scale = 2.0 ** -np.clip(np.frexp(largest)[1], -1000, 1000)
+            self._offset = np.where(np.abs(mean) > 3 * spread, x[0], 0.0)
+        largest = np.abs(x - self._offset).max()
+        self._scale = float(2.0 ** -np.clip(np.frexp(largest)[1], -1000, 1000))
 
     def _to_points(self, x: np.ndarray) -> np.ndarray:
         points = np.empty(x.shape, np.float32)
@@ -312,9 +309,8 @@ class MultilayerBootstrapNetwork(_Names, _Transformer, _Cluster, _Estimator):
                 ).fit(embedded)
                 self.labels_ = self._predictor.labels_
             else:
-                self.labels_ = _ward(embedded, self.n_clusters)
-                neighbors = extra("sklearn.neighbors", _NAME)
-                self._predictor = neighbors.KNeighborsClassifier(1).fit(embedded, self.labels_)
+                self._predictor = _ward(embedded, self.n_clusters, seed)
+                self.labels_ = self._predictor.predict(embedded)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -322,13 +318,15 @@ class MultilayerBootstrapNetwork(_Names, _Transformer, _Cluster, _Estimator):
         return tags
 
 
-def _ward(embedded: np.ndarray, n_clusters: int) -> np.ndarray:
+def _ward(embedded: np.ndarray, n_clusters: int, seed: int) -> Any:
+    """What gives points the Ward cluster of the nearest of the points that were merged."""
     cluster = extra("sklearn.cluster", _NAME)
-    if len(embedded) <= _WARD_WHOLE:
-        return cluster.AgglomerativeClustering(n_clusters).fit_predict(embedded)
     neighbors = extra("sklearn.neighbors", _NAME)
-    graph = neighbors.kneighbors_graph(embedded, _WARD_NEIGHBORS, include_self=False)
-    return cluster.AgglomerativeClustering(n_clusters, connectivity=graph).fit_predict(embedded)
+    size = min(len(embedded), max(_WARD_POINTS, n_clusters))
+    chosen = np.random.default_rng(seed).choice(len(embedded), size, replace=False, shuffle=False)
+    merged = embedded[np.sort(chosen)]
+    labels = cluster.AgglomerativeClustering(n_clusters).fit_predict(merged)
+    return neighbors.KNeighborsClassifier(1).fit(merged, labels)
 
 
 @contextmanager

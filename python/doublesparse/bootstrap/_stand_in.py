@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_BLOCK = 1 << 22  # numbers that are held at a time
+_BLOCK = 1 << 22  # products that are held at a time
+_COUNTS = 1 << 16
 
 
 def nearest_centers(
@@ -28,14 +29,17 @@ def most_agreeing(
     """For each point the centre with the most equal codes, lowest index on ties."""
     n, k = codes.shape[1], center_codes.shape[1]
     out = _new(n, k) if out is None else out
-    wide = center_codes.to(torch.int32)
-    for first in range(0, n, max(1, _BLOCK // k)):
-        last = min(n, first + max(1, _BLOCK // k))
-        counts = torch.zeros(last - first, k, dtype=torch.int32)
-        for row, column in zip(wide, columns.tolist(), strict=True):
-            counts += codes[column, first:last].to(torch.int32)[:, None] == row
+    # Equality does not mind the sign: torch compares int16 and not uint16.
+    codes, center_codes = (
+        x if x.dtype == torch.uint8 else x.view(torch.int16) for x in (codes, center_codes)
+    )
+    for first in range(0, n, max(1, _COUNTS // k)):
+        last = min(n, first + max(1, _COUNTS // k))
+        counts = torch.zeros(last - first, k, dtype=torch.int16)
+        for row, column in zip(center_codes, columns.tolist(), strict=True):
+            counts += codes[column, first:last, None] == row
         # max * k - index: the lowest index of the most counts, which argmax does not promise.
-        key = counts * k - torch.arange(k, dtype=torch.int32)
+        key = counts.to(torch.int32) * k - torch.arange(k, dtype=torch.int32)
         out[first:last] = key.argmax(1).to(out.dtype)
     return out
 
