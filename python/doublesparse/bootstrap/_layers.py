@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ._stand_in import most_agreeing, nearest_centers
+from .._code_ops import most_agreeing, nearest_centers
 
 LARGEST_K = 1 << 16  # a code is 16 bits
 _FIRST_K = 4000

@@ -19,6 +19,7 @@ _validation = extra("sklearn.utils.validation", _NAME)
 
 _CLUSTERERS = ("kmeans", "agglomerative")
 _KMEANS_RESTARTS = 10
+_BACKGROUND = 0.2  # share of points whose equal value is one to skip
 _WARD_POINTS = 10_000  # merged at most: memory grows as the square (0.4 GB)
 
 
@@ -253,14 +254,18 @@ class MultilayerBootstrapNetwork(_Names, _Transformer, _Cluster, _Estimator):
     def _set_range(self, x: np.ndarray) -> None:
         """What is taken off and multiplied on before float32.
 
-        Distances do not change: a feature far from 0 for its spread would lose its digits in x.c
-        and is moved by its first value (others stay, so that zeros stay zeros); a power of two
-        brings the largest magnitude to between 1/2 and 1, so that no square overflows.
+        Distances do not change: a feature whose smallest value is a common one, as a background is,
+        is moved by it, because layer 1 skips zeros; another that is far from 0 for its spread would
+        lose its digits in x.c and is moved by its first value. A power of two brings the largest
+        magnitude to between 1/2 and 1, so that no square overflows.
         """
         with np.errstate(over="ignore", invalid="ignore"):
             mean = x.mean(axis=0, dtype=np.float64)
             spread = np.sqrt(np.square(x - mean).mean(axis=0))
-            self._offset = np.where(np.abs(mean) > 3 * spread, x[0], 0.0)
+            lowest = x.min(axis=0)
+            is_common = (x == lowest).mean(axis=0) > _BACKGROUND
+            offset = np.where(np.abs(mean) > 3 * spread, x[0], 0.0)
+            self._offset = np.where(is_common, lowest, offset)
         largest = np.abs(x - self._offset).max()
         self._scale = float(2.0 ** -np.clip(np.frexp(largest)[1], -1000, 1000))
 
