@@ -21,7 +21,8 @@ from ..models._dictionaries import make_dictionary
 from . import _encoders
 from ._encoder_report import draw, show
 from ._encoders import NEURONS, STARTS, Arm, Choice, Course, Data, Shape
-from ._images import Images, load_digits, load_mnist
+from ._images import Images
+from ._options import add_data_options, load
 from ._show import positive, say
 from ._statistics import deviation
 
@@ -304,45 +305,18 @@ def images_per_second(arm: Arm, experiment: Experiment) -> float:
 
 
 # ------------------------------------------------------------------ the command
-def _load(args: argparse.Namespace) -> tuple[Images, Settings]:
-    """The images, and the settings that belong to them."""
-    if args.data is not None and not args.digits:
-        try:
-            return load_mnist(args.data), MNIST
-        except (OSError, ValueError) as wrong:
-            raise SystemExit(
-                f"doublesparse demo ddse: --data: {wrong}; pass --digits for scikit-learn's"
-            ) from wrong
-    try:
-        return load_digits(), DIGITS
-    except ImportError as wrong:
-        raise SystemExit(
-            "doublesparse demo ddse: scikit-learn, which has the digits and the OMP, is not "
-            "installed; pip install 'doublesparse[demo]'"
-        ) from wrong
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m doublesparse demo ddse",
         description="The deep double sparsity encoder (Wang and Huang 2016) against dense, smaller "
         "and pruned LISTA encoders: error, parameters, bytes and speed at few and many labels.",
     )
-    parser.add_argument(
-        "--data",
-        metavar="DIR",
-        default=os.environ.get("DOUBLESPARSE_DATA") or None,
-        help="folder with the four files of MNIST, itself or in mnist/; default: "
-        "$DOUBLESPARSE_DATA, else the digits of scikit-learn",
-    )
-    parser.add_argument("--digits", action="store_true", help="ignore --data")
-    parser.add_argument("--quick", action="store_true", help="a smoke test of a few seconds")
+    add_data_options(parser)
     parser.add_argument("--labels", type=int, nargs="+", help="numbers of labels; 0: all")
     parser.add_argument("--neurons", nargs="+", choices=NEURONS, default=NEURONS)
     parser.add_argument(
         "--jobs", type=positive, help="processes; default: one per core, 1 if quick"
     )
-    parser.add_argument("--json", metavar="FILE", help="also write the results as JSON")
     parser.add_argument(
         "--out",
         default="doublesparse-ddse.png",
@@ -367,7 +341,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: no data, or an option is out of range; the message says why.
     """
     args = _parser().parse_args(argv)
-    images, settings = _load(args)
+    images, large = load("ddse", args)
+    settings = MNIST if large else DIGITS
     if args.quick:
         settings = replace(settings, **QUICK)
     given = {name: getattr(args, name) for name in _HELP}

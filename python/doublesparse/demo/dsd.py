@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import os
 import statistics
 import time
 from collections.abc import Sequence
@@ -18,7 +17,8 @@ from torch import nn
 
 from ..prune import DSD
 from ._classify import error, train
-from ._images import Images, load_digits, load_mnist
+from ._images import Images
+from ._options import add_data_options, load
 from ._show import Table, positive, say, tables
 from ._statistics import deviation, paired_difference
 
@@ -218,42 +218,14 @@ def show(results: dict[str, Any]) -> None:
 
 
 # ------------------------------------------------------------------ the command
-def _load(args: argparse.Namespace) -> tuple[Images, Settings]:
-    """The images, and the settings that belong to them."""
-    if args.data is not None and not args.digits:
-        try:
-            return load_mnist(args.data), MNIST
-        except (OSError, ValueError) as wrong:
-            given = "--data" if args.data != os.environ.get("DOUBLESPARSE_DATA") else "environment"
-            raise SystemExit(
-                f"doublesparse demo dsd: {given}: {wrong}; pass --digits for those of scikit-learn"
-            ) from wrong
-    try:
-        return load_digits(), DIGITS
-    except ImportError as wrong:
-        raise SystemExit(
-            "doublesparse demo dsd: scikit-learn, which has the digits inside, is not installed; "
-            "pip install 'doublesparse[demo]', or pass --data DIR with the four files of MNIST"
-        ) from wrong
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m doublesparse demo dsd",
         description="Dense-sparse-dense training (Han et al. 2017) of a small CNN on few images, "
         "against dense training: test errors over paired seeds.",
     )
-    parser.add_argument(
-        "--data",
-        metavar="DIR",
-        default=os.environ.get("DOUBLESPARSE_DATA") or None,
-        help="folder with the four files of MNIST, itself or in mnist/; default: "
-        "$DOUBLESPARSE_DATA, else the digits of scikit-learn",
-    )
-    parser.add_argument("--digits", action="store_true", help="ignore --data")
-    parser.add_argument("--quick", action="store_true", help="a smoke test of a few seconds")
+    add_data_options(parser)
     parser.add_argument("--threads", type=positive, help="of torch and of the sparse kernels")
-    parser.add_argument("--json", metavar="FILE", help="also write the results as JSON")
     for name, text in _HELP.items():
         digits, mnist = getattr(DIGITS, name), getattr(MNIST, name)
         shown = f"{digits:g}" if digits == mnist else f"{digits:g} (digits), {mnist:g} (MNIST)"
@@ -277,7 +249,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    images, settings = _load(args)
+    images, large = load("dsd", args)
+    settings = MNIST if large else DIGITS
     if args.quick:
         settings = replace(settings, **QUICK)
     given = {name: getattr(args, name) for name in _HELP}

@@ -17,9 +17,10 @@ import torch
 
 from . import _low_rank as experiment
 from ._colour_images import load_folder
-from ._images import Images, load_digits
+from ._images import Images
 from ._low_rank import Settings, arms
 from ._low_rank_report import equal_accuracy, picture, show, summaries
+from ._options import add_data_options, load
 from ._show import positive, say
 
 DIGITS = Settings()
@@ -176,46 +177,17 @@ def run_all(
 
 
 # ------------------------------------------------------------------ the command
-def _load(args: argparse.Namespace) -> tuple[Images, Settings]:
-    """The images, and the settings that belong to them."""
-    if args.data is not None and not args.digits:
-        try:
-            return load_folder(args.data), LARGE
-        except ImportError as wrong:
-            raise SystemExit(
-                "doublesparse demo force: Pillow, which reads images, is not installed; "
-                "pip install pillow"
-            ) from wrong
-        except (OSError, ValueError) as wrong:
-            given = "--data" if args.data != os.environ.get("DOUBLESPARSE_DATA") else "environment"
-            raise SystemExit(
-                f"doublesparse demo force: {given}: {wrong}; pass --digits for those of "
-                "scikit-learn"
-            ) from wrong
-    try:
-        return load_digits(), DIGITS
-    except ImportError as wrong:
-        raise SystemExit(
-            "doublesparse demo force: scikit-learn, which has the digits inside, is not installed; "
-            "pip install 'doublesparse[demo]', or pass --data DIR"
-        ) from wrong
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m doublesparse demo force",
         description="Train a CNN with force regularization (Wen et al. 2017), replace its layers "
         "by two of low rank, fine-tune: ranks, errors and speed, with and without force.",
     )
-    parser.add_argument(
-        "--data",
-        metavar="DIR",
-        default=os.environ.get("DOUBLESPARSE_DATA") or None,
-        help="folder with MNIST's files, CIFAR-10's batches (binary or Python), or a folder of "
-        "images per class; default: $DOUBLESPARSE_DATA, else the digits of scikit-learn",
+    add_data_options(
+        parser,
+        "folder with MNIST's files, CIFAR-10's batches (binary or Python), or a folder of images "
+        "for each class",
     )
-    parser.add_argument("--digits", action="store_true", help="ignore --data")
-    parser.add_argument("--quick", action="store_true", help="a smoke test of a few seconds")
     parser.add_argument(
         "--scratch",
         action="store_true",
@@ -232,7 +204,6 @@ def _parser() -> argparse.ArgumentParser:
         default="doublesparse-force.png",
         help='where the picture goes; "" for none; default: %(default)s',
     )
-    parser.add_argument("--json", metavar="FILE", help="also write the results as JSON")
     for name, text in _HELP.items():
         digits, large = getattr(DIGITS, name), getattr(LARGE, name)
         several = isinstance(digits, tuple)
@@ -277,7 +248,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: no data, or an option is out of range; the message says why.
     """
     args = _parser().parse_args(argv)
-    images, defaults = _load(args)
+    images, large = load("force", args, load_folder)
+    defaults = LARGE if large else DIGITS
     jobs = args.jobs or (1 if args.quick else len(os.sched_getaffinity(0)))
     rounds = _QUICK_ROUNDS if args.quick else _ROUNDS
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ._images import Images, load_digits, load_mnist
-from ._mbn_runs import DIGITS, MNIST, QUICK, Settings, run_all
+from ._mbn_runs import DIGITS, MNIST, QUICK, run_all
+from ._options import add_data_options, load
 from ._show import Table, new_figure, positive, save, say, tables
 from ._statistics import deviation
 
@@ -157,34 +156,13 @@ def picture(shown: tuple[np.ndarray, np.ndarray], title: str, out: str) -> None:
 
 
 # ------------------------------------------------------------------ the command
-def _load(args: argparse.Namespace) -> tuple[Images, Settings]:
-    """The images, and the settings that belong to them."""
-    if args.data is not None and not args.digits:
-        try:
-            return load_mnist(args.data), MNIST
-        except (OSError, ValueError) as wrong:
-            given = "--data" if args.data != os.environ.get("DOUBLESPARSE_DATA") else "environment"
-            raise SystemExit(
-                f"doublesparse demo mbn: {given}: {wrong}; pass --digits for those of scikit-learn"
-            ) from wrong
-    return load_digits(), DIGITS
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m doublesparse demo mbn",
         description="Unsupervised clustering of digits by a multilayer bootstrap network (Zhang "
         "2014), and its compression into small networks (Zhang 2015): accuracy, bytes and speed.",
     )
-    parser.add_argument(
-        "--data",
-        metavar="DIR",
-        default=os.environ.get("DOUBLESPARSE_DATA") or None,
-        help="folder with the four files of MNIST, itself or in mnist/; default: "
-        "$DOUBLESPARSE_DATA, else the digits of scikit-learn",
-    )
-    parser.add_argument("--digits", action="store_true", help="ignore --data")
-    parser.add_argument("--quick", action="store_true", help="a smoke test of a few seconds")
+    add_data_options(parser)
     parser.add_argument("--threads", type=positive, help="of torch and of the kernels")
     parser.add_argument(
         "--model",
@@ -207,7 +185,6 @@ def _parser() -> argparse.ArgumentParser:
             type=float if type(digits) is float else int if name == "train_size" else positive,
             help=f"{text}; default: {shown.replace('None', 'as compress chooses')}",
         )
-    parser.add_argument("--json", metavar="FILE", help="also write the results as JSON")
     parser.add_argument(
         "--out", metavar="PNG", default="doublesparse-mbn.png", help="picture; '' for none"
     )
@@ -228,7 +205,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     try:
-        images, settings = _load(args)
+        images, large = load("mbn", args)
+        settings = MNIST if large else DIGITS
         if args.quick:
             settings = replace(settings, **QUICK)
         given: dict[str, Any] = {name: getattr(args, name) for name in (*_HELP, "hidden", "prune")}
