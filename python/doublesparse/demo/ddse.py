@@ -39,7 +39,7 @@ class Settings:
     epochs: int = 6
     max_steps: int = 1000
     batch_size: int = 50
-    project_every: int = 5
+    project_every: int = 1
     test_size: int = 500
     n_atoms: tuple[int, int] = (10, 10)
     lr_grid: tuple[float, ...] = (0.01, 0.03, 0.1)
