@@ -221,3 +221,21 @@ def test_wrong_arguments():
         ds.prune.Project(net).attach(net)
     with pytest.raises(ValueError, match="ProjectedLinear: pattern must say how many"):
         ds.nn.ProjectedLinear(4, 4, pattern=ds.Block(2, 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("pattern", [ds.TopKRows(3), ds.TopKColumns(2), ds.NM(1, 2)], ids=str)
+def test_what_is_projected_is_what_the_mask_keeps(pattern, dtype):
+    """Ties, zeros, NaN, the least of numbers and strides, by the mask that sorting confirms."""
+    least = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+    values = torch.randint(-2, 3, (8, 12)).to(dtype)
+    values[0], values[1], values[:, 1] = 0, torch.nan, torch.nan
+    values[2], values[:, 5] = least, least
+    for weight in (values, values.t().contiguous().t(), torch.randn(8, 12).to(dtype)):
+        layer = ds.nn.ProjectedLinear(12, 8, dtype=dtype, pattern=pattern)
+        layer.weight = torch.nn.Parameter(weight.clone())
+        for _ in range(2):  # the second time, most are zeros
+            mask = ds.prune.magnitude_mask(layer.weight, pattern)
+            want = torch.where(mask, layer.weight, 0.0)
+            layer.project_()
+            torch.testing.assert_close(layer.weight, want, rtol=0, atol=0, equal_nan=True)

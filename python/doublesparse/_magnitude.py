@@ -9,33 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._largest import flat_indices, keep_largest, largest_nonzero
 from ._patterns import NM, Block, Pattern, TopKColumns, TopKRows, check_pattern, check_sparsity
-
-
-# ------------------------------------------------------------------ selection
-def keep_largest(scores: Tensor, k: int) -> Tensor:
-    """A mask of the k largest numbers along the last axis; of equal ones, those that come first.
-
-    Args:
-        scores: (..., n), float32 or float64, without NaN.
-        k: 0 to n.
-
-    Returns:
-        bool, of the same shape, with k True in each line.
-    """
-    n = scores.shape[-1]
-    if k <= 0 or scores.numel() == 0:
-        return torch.zeros_like(scores, dtype=torch.bool)
-    if k >= n:
-        return torch.ones_like(scores, dtype=torch.bool)
-    threshold = scores.kthvalue(n - k + 1, dim=-1, keepdim=True).values
-    kept = scores > threshold
-    equal = scores == threshold
-    vacant = k - kept.sum(-1, keepdim=True)
-    if bool((equal.sum(-1, keepdim=True) != vacant).any()):
-        counter = torch.int32 if n < 2**31 else torch.int64
-        equal &= equal.cumsum(-1, dtype=counter) <= vacant
-    return kept.logical_or_(equal)
 
 
 def _magnitudes(weight: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -145,6 +120,30 @@ def _fixed_mask(operation: str, weight: Tensor, pattern: Pattern, sparsity: Any)
             f"a weight of shape {tuple(weight.shape)}, got {sparsity}; leave it out"
         )
     return mask.reshape(weight.shape).contiguous()
+
+
+def keep_magnitudes_(weight: Tensor, pattern: Pattern) -> None:
+    """Set to zero, in place, what is not in `magnitude_mask(weight, pattern)`; not recorded.
+
+    For a pattern that says itself how many weights it keeps: these are written back into zeros.
+    """
+    weight = weight.detach()
+    if not weight.is_contiguous():
+        weight.masked_fill_(~magnitude_mask(weight, pattern), 0.0)
+        return
+    flat = weight.view(-1)
+    if not isinstance(pattern, TopKRows | TopKColumns) or not weight.numel():
+        at = flat_indices(magnitude_mask(weight, pattern))
+    else:
+        rows, columns = len(weight), weight[0].numel()
+        lines = _magnitudes(weight).view(rows, columns)
+        if isinstance(pattern, TopKRows):
+            at = largest_nonzero(lines, min(pattern.s, columns))
+        else:
+            at = largest_nonzero(lines.t().contiguous(), min(pattern.s, rows))
+            at = at % rows * columns + torch.div(at, rows, rounding_mode="floor")
+    values = flat[at]
+    flat.zero_()[at] = values
 
 
 def magnitude_mask(

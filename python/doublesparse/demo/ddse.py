@@ -40,7 +40,7 @@ class Settings:
     epochs: int = 6
     max_steps: int = 1000
     batch_size: int = 50
-    project_every: int = 5
+    project_every: int = 1
     test_size: int = 500
     n_atoms: tuple[int, int] = (10, 10)
     lr_grid: tuple[float, ...] = (0.01, 0.03, 0.1)
@@ -55,15 +55,15 @@ MNIST = replace(
 )
 # A smoke test of everything the demo does: its numbers say nothing.
 QUICK: dict[str, Any] = {
-    "seeds": 2,
+    "seeds": 1,
     "labels": (100,),
     "n_codes": 32,
     "nonzeros": 4,
-    "steps": 6,
+    "steps": 3,
     "epochs": 1,
-    "max_steps": 10,
+    "max_steps": 3,
     "lr_grid": (0.03,),
-    "penalty_grid": (0.02, 0.1),
+    "penalty_grid": (0.1,),
     "dictionary_samples": 60,
     "dictionary_iterations": 1,
 }

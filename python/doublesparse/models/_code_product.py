@@ -5,7 +5,7 @@ M columns that they meet are enough. Two ways, and which is predicted fastest is
 sizes (`cheapest`):
 
 * "rows": torch's embedding bag over W2^T, M rows of p numbers each, zeros included, at the speed
-  of vectors: for p up to about 40 s;
+  of vectors: for p up to about 70 s;
 * "entries": the s indices and values of each of the M columns, added one by one: M s of them.
 """
 
@@ -21,10 +21,10 @@ from .._functional_packed import spmm
 from .._packed_weight import PackedWeight
 from .._spmm_costs import counts_of, sparse_ns
 
-# Nanoseconds of one core, measured with n of 128 to 4096, p of 100 and 1024, s = 20, M of 4 to 64
-# and batches of 1 to 512; ratios matter only.
-_ROWS = {"call": 20e3, "number": 0.16}
-_ENTRIES = {"call": 30e3, "number": 6.5, "output": 0.3}
+# Nanoseconds of one core, measured with (p, n) of (100, 128), (1024, 256) and (1024, 1024), s = 20,
+# M of 4 to 64 and batches of 1, 64 and 512; ratios matter only.
+_ROWS = {"call": 50e3, "number": 0.18}
+_ENTRIES = {"call": 90e3, "number": 13.0, "output": 0.05}
 _CHUNK = 1 << 16  # entries at a time: they and their indices stay in the cache
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 Sizes = tuple[int, ...]
+_WHOLE = 1 << 14  # entries of a product of factors up to which one product with it is faster
 _REDUNDANCY = 1.25  # atoms per pixel and axis: 8 x 8 pixels have 10 x 10 atoms
 
 
@@ -55,7 +56,8 @@ class SeparableDictionary(Dictionary):
 
     x of m_1 x m_2 pixels costs m_1 m_2 p_2 + m_1 p_1 p_2 multiply-adds instead of m_1 m_2 p_1 p_2.
     D0^T D0 is the Kronecker product of the (p_i, p_i) matrices C_i^T C_i: one product per axis,
-    which is less work than there and back wherever p_i < 2 m_i.
+    which is less work than there and back wherever p_i < 2 m_i. Small ones (8 x 8 pixels) are
+    multiplied out, since one product of matrices then is faster than many of tiny ones.
 
     Args:
         factors: C_i (m_i, p_i), float64, one per axis, of one or two axes; D0 is their Kronecker
@@ -76,44 +78,49 @@ class SeparableDictionary(Dictionary):
         self.atom_shape: Sizes = tuple(factor.shape[1] for factor in factors)
         self.n_inputs, self.n_atoms = math.prod(self.input_shape), math.prod(self.atom_shape)
         dtype = torch.get_default_dtype() if dtype is None else dtype
-        for i, (factor, gram) in enumerate(zip(self._exact, self._grams(), strict=True)):
-            self.register_buffer(f"factor{i}", factor.to(device, dtype), persistent=False)
-            self.register_buffer(f"gram{i}", gram.to(device, dtype), persistent=False)
+        for name, exact in self._exact_buffers().items():
+            self.register_buffer(name, exact.to(device, dtype), persistent=False)
 
-    def _grams(self) -> list[Tensor]:
-        return [factor.t() @ factor for factor in self._exact]
+    def _exact_buffers(self) -> dict[str, Tensor]:
+        """By name: a matrix per axis of D0 and of D0^T D0, or the whole where that is small."""
+        kinds = {"factor": self._exact, "gram": [f.t() @ f for f in self._exact]}
+        found = {}
+        for kind, matrices in kinds.items():
+            if len(matrices) > 1 and math.prod(m.numel() for m in matrices) <= _WHOLE:
+                matrices = [torch.kron(*matrices)]
+            found |= {f"{kind}{i}": matrix for i, matrix in enumerate(matrices)}
+        return found
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """Another dtype rounds the exact factors, not those that were rounded before."""
         super()._apply(fn, recurse)
-        for i, (factor, gram) in enumerate(zip(self._exact, self._grams(), strict=True)):
-            for name, exact in ((f"factor{i}", factor), (f"gram{i}", gram)):
-                buffer = self.get_buffer(name)
-                if not buffer.is_meta:
-                    setattr(self, name, exact.to(buffer.device, buffer.dtype))
+        for name, exact in self._exact_buffers().items():
+            buffer = self.get_buffer(name)
+            if not buffer.is_meta:
+                setattr(self, name, exact.to(buffer.device, buffer.dtype))
         return self
 
     def analysis(self, x: Tensor) -> Tensor:
         """D0^T of each row: (batch, n_inputs) to (batch, n_atoms)."""
-        return self._along(x, self.input_shape, [b for n, b in self._named("factor")])
+        return self._along(x, self.input_shape, self._matrices("factor"))
 
     def synthesis(self, b: Tensor) -> Tensor:
         """D0 of each row: (batch, n_atoms) to (batch, n_inputs)."""
-        return self._along(b, self.atom_shape, [c.t() for n, c in self._named("factor")])
+        return self._along(b, self.atom_shape, [c.t() for c in self._matrices("factor")])
 
     def gram(self, b: Tensor) -> Tensor:
         """D0^T D0 of each row: (batch, n_atoms) to (batch, n_atoms)."""
         if any(p >= 2 * m for m, p in zip(self.input_shape, self.atom_shape, strict=True)):
             return super().gram(b)
-        return self._along(b, self.atom_shape, [g for n, g in self._named("gram")])
+        return self._along(b, self.atom_shape, self._matrices("gram"))
 
-    def _named(self, kind: str) -> list[tuple[str, Tensor]]:
-        names = [f"{kind}{i}" for i in range(len(self.input_shape))]
-        return [(name, self.get_buffer(name)) for name in names]
+    def _matrices(self, kind: str) -> list[Tensor]:
+        whole = f"{kind}1" not in self._buffers
+        return [self.get_buffer(f"{kind}{i}") for i in range(1 if whole else 2)]
 
     def _along(self, x: Tensor, shape: Sizes, matrices: list[Tensor]) -> Tensor:
         """Multiply every axis by its matrix: (batch, prod(shape)) to (batch, product of p)."""
-        if len(shape) == 1:
+        if len(matrices) == 1:
             return x @ matrices[0]
         vertical, horizontal = matrices
         return (vertical.t() @ (x.reshape(x.shape[0], *shape) @ horizontal)).flatten(1)

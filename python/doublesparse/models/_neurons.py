@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .._magnitude import keep_largest
+from .._largest import keep_largest
 
 
 class SoftThreshold(nn.Module):

@@ -7,13 +7,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from .._magnitude import magnitude_mask
+from .._magnitude import keep_magnitudes_, magnitude_mask
 from .._packed_weight import PackedWeight
 from .._patterns import Pattern, check_pattern
 from ._masked import MaskedLinear, unmask_layer
 from ._packed import PACKED_CLASSES, THAWED_CLASSES, PackedLinear
 from ._packed_state import load_packed
-from ._projection import keep_where
 
 
 class ProjectedLinear(nn.Linear):
@@ -78,7 +77,7 @@ class ProjectedLinear(nn.Linear):
     def project_(self) -> None:
         """Set all but the largest weights of the pattern to zero."""
         if not self.weight.is_meta:
-            project_(self.weight, self.pattern)
+            keep_magnitudes_(self.weight, self.pattern)
 
     def extra_repr(self) -> str:
         """As torch's, and the pattern."""
@@ -107,11 +106,6 @@ def check_constraint(operation: str, pattern: Any) -> None:
             f"{operation}: pattern must say how many weights it keeps, got {pattern}; pass "
             "ds.TopKRows(s), ds.TopKColumns(s) or ds.NM(n, m)"
         )
-
-
-def project_(weight: Tensor, pattern: Pattern) -> None:
-    """Set all but the largest weights of a pattern to zero, in place; not recorded."""
-    keep_where(magnitude_mask(weight, pattern), weight)
 
 
 # ------------------------------------------------------------------ between freeze and thaw

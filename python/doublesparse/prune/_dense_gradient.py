@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn import grad as conv_grad
 
-from .._magnitude import keep_largest
+from .._largest import keep_largest
 from ..nn._masked import Masked
 
 # Gradient entries in memory at once: 1 MiB of float32, about an L2 cache.

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from .._magnitude import keep_magnitudes_
 from .._patterns import Pattern
 from ..nn._masked import Masked
-from ..nn._projected import check_constraint, project_
+from ..nn._projected import check_constraint
 from ._sparsify import check_model
 
 
@@ -97,7 +98,7 @@ class Project:
         for module, name, pattern in todo:
             parameter = module._parameters.get(name)  # None between freeze and thaw
             if parameter is not None:
-                project_(parameter, pattern)
+                keep_magnitudes_(parameter, pattern)
 
     def step(self) -> None:
         """Count one step of the optimizer, and project where it is one of `every`."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._magnitude import keep_largest
+from .._largest import keep_largest
 from .._patterns import Unstructured
 from ..nn._masked import Masked
 from . import _dense_gradient
