@@ -84,7 +84,7 @@ class SeparableDictionary(Dictionary):
     def _exact_buffers(self) -> dict[str, Tensor]:
         """By name: a matrix per axis of D0 and of D0^T D0, or the whole where that is small."""
         kinds = {"factor": self._exact, "gram": [f.t() @ f for f in self._exact]}
-        found = {}
+        found: dict[str, Tensor] = {}
         for kind, matrices in kinds.items():
             if len(matrices) > 1 and math.prod(m.numel() for m in matrices) <= _WHOLE:
                 matrices = [torch.kron(*matrices)]

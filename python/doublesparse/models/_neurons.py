@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .._largest import keep_largest
+from .._largest import flat_indices, keep_largest
 
 
 class SoftThreshold(nn.Module):
@@ -106,14 +106,11 @@ class TopM(nn.Module):
         """Nothing: it does not change over training."""
 
     def active(self, u: Tensor) -> Tensor:
-        """Which are kept: indices (batch, M), in no order, of (batch, n_codes)."""
+        """Which are kept: indices (batch, M), ascending, of (batch, n_codes)."""
         wide = torch.promote_types(u.dtype, torch.float32)
         scores = u.detach().abs().to(wide).nan_to_num(math.inf, math.inf)
-        largest, index = scores.topk(self.m, sorted=False)
-        smallest = largest.amin(1, keepdim=True) if index.numel() else largest
-        if int((scores >= smallest).sum()) > index.numel():  # ties, which topk breaks in any order
-            index = keep_largest(scores, self.m).nonzero()[:, 1].view(index.shape)
-        return index
+        places = flat_indices(keep_largest(scores, self.m))
+        return places.remainder_(max(1, u.shape[1])).view(len(u), self.m)
 
     def forward(self, u: Tensor) -> Tensor:
         """(batch, n_codes) to the same shape."""
