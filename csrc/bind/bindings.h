@@ -10,6 +10,7 @@ void bind_kept(pybind11::module_& m);
 void bind_windows(pybind11::module_& m);
 void bind_rows(pybind11::module_& m);
 void bind_nearest(pybind11::module_& m);
+void bind_force(pybind11::module_& m);
 void bind_spmm(pybind11::module_& m);
 void bind_masked_conv(pybind11::module_& m);
 void bind_spmm_tiles(pybind11::module_& m);

@@ -36,6 +36,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   ds::bind_windows(m);
   ds::bind_rows(m);
   ds::bind_nearest(m);
+  ds::bind_force(m);
   ds::bind_spmm(m);
   ds::bind_masked_conv(m);
   ds::bind_spmm_tiles(m);

@@ -9,6 +9,7 @@
 #include "cpu/codes/agree.h"
 #include "cpu/conv/depthwise.h"
 #include "cpu/conv/group_conv.h"
+#include "cpu/lowrank/force.h"
 #include "cpu/pool/pool.h"
 #include "cpu/rows/rows.h"
 #include "cpu/spmm/spmm.h"
@@ -93,6 +94,7 @@ struct KernelSet : RowKernels<T> {
   SpmmKernels<T> spmm;  // products with pruned weights
   void (*kept_tile)(const KeptTile<T>&);
   void (*kept_grad)(const KeptGradBlock<T>&);
+  ForceKernels<T> force;
 };
 
 // bfloat16 and float16: convolutions run on the float32 kernels, between two conversions.

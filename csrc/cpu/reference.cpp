@@ -15,12 +15,22 @@ constexpr SpmmKernels<T> spmm_set() {
 }
 
 template <class T>
+constexpr ForceKernels<T> force_set() {
+  return {1,
+          kRefLanes,
+          add_distances_ref<T>,
+          invert_distances_ref<T>,
+          add_pulls_ref<T>,
+          finish_row_ref<T>};
+}
+
+template <class T>
 constexpr KernelSet<T> reference_set() {
   return {row_set<T>(),          1,
           gemm_tile_ref<T>,      weight_grad_block_ref<T>,
           depthwise_tile_ref<T>, depthwise_grad_chunk_ref<T>,
           spmm_set<T>(),         kept_tile_ref<T>,
-          kept_grad_ref<T>};
+          kept_grad_ref<T>,      force_set<T>()};
 }
 
 template <class T>

@@ -31,6 +31,14 @@ void widen_ref(const T* from, int64_t n, float* into);
 template <class T>
 void round_ref(const float* from, int64_t n, T* into);
 void tile_spmm_ref(const TileSpmmPart& part);
+template <class T>
+void add_distances_ref(const DistanceTile<T>& t);
+template <class T>
+void invert_distances_ref(T* squared, int64_t n);
+template <class T>
+void add_pulls_ref(const PullTile<T>& t);
+template <class T>
+void finish_row_ref(const ForceRow<T>& f);
 void pack_centers_ref(const float* centers, int64_t n, int64_t d_sub, float* panel,
                       float* half_norm);
 void nearest_tile_ref(const NearestTile& t);

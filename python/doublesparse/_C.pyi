@@ -323,6 +323,20 @@ def nearest_centers(
     /,
 ) -> None: ...
 
+# ------------------------------------------------------------------ forces between filters
+def force_workspace(
+    is_double: bool, n: int, d: int, table_rows: int, n_threads: int, /
+) -> int: ...
+def constant_forces(
+    unit: Tensor,
+    lengths: Tensor,
+    table_rows: int,
+    workspace: Tensor,
+    out: Tensor,
+    n_threads: int,
+    /,
+) -> None: ...
+
 # ------------------------------------------------------------------ pruned weights on matrix tiles
 @final
 class TileBlocks:

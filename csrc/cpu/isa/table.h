@@ -7,6 +7,7 @@
 #include "cpu/conv/kept_kernel.h"
 #include "cpu/conv/weight_grad_kernel.h"
 #include "cpu/kernels.h"
+#include "cpu/lowrank/force_kernel.h"
 #include "cpu/pool/pool_grad_kernel.h"
 #include "cpu/pool/pool_kernel.h"
 #include "cpu/rows/segment_sum_kernel.h"
@@ -31,10 +32,16 @@ constexpr SpmmKernels<T> spmm_kernels() {
 }
 
 template <class T>
+constexpr ForceKernels<T> force_kernels() {
+  return {kRows, kPanel<T>, add_distances<T>, invert_distances<T>, add_pulls<T>, finish_row<T>};
+}
+
+template <class T>
 constexpr KernelSet<T> kernel_set() {
   return {row_kernels<T>(),     kPanel<T>,         gemm_tile<T>,
           weight_grad_block<T>, depthwise_tile<T>, depthwise_grad_chunk<T>,
-          spmm_kernels<T>(),    kept_tile<T>,      kept_grad<T>};
+          spmm_kernels<T>(),    kept_tile<T>,      kept_grad<T>,
+          force_kernels<T>()};
 }
 
 template <class T>

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._force_ops import constant_forces
 from ..nn._masked import Masked
 from ..prune._sparsify import Select, check_model
 from ._filters import check_weight, filter_rows, filters_back, grouping, is_filtering
@@ -21,6 +22,7 @@ DIRECTIONS = ("all", "same")
 _EPS = 1e-4
 # Bytes of a table of distances; of more filters it is computed in blocks of rows.
 _PAIR_BYTES = 1 << 27
+_KERNELS = (torch.float32, torch.float64)  # dtypes that forces of constant size have kernels for
 
 
 # ------------------------------------------------------------------ the force
@@ -80,24 +82,37 @@ def _force(weight: Tensor, norm: str, groups: int = 1, transposed: bool = False)
     if rows.numel() == 0:
         return torch.zeros_like(weight)
     lengths = torch.linalg.vector_norm(rows, dim=2, keepdim=True)
-    unit = torch.where(lengths > _EPS, rows / lengths, 0.0)
+    unit = rows / torch.where(lengths > _EPS, lengths, math.inf)
+    # A filter without direction feels nothing, by its length of zero.
+    lengths = torch.where(lengths > _EPS, lengths, 0.0)
+    if norm == "l1" and rows.device.type == "cpu" and rows.dtype in _KERNELS:
+        unit, lengths = unit.contiguous(), lengths.squeeze(2).contiguous()
+        pulls = torch.empty_like(unit)
+        for parts in zip(unit, lengths, pulls, strict=True):
+            constant_forces(*parts, min(unit.shape[1], _table_rows(unit)))
+        return filters_back(pulls, weight, transposed)
     total = unit.sum(1, keepdim=True).expand_as(unit) if norm == "l2" else _constant_forces(unit)
     along = (total * unit).sum(2, keepdim=True)
-    # A filter without direction feels nothing, by its length of zero.
-    pulls = torch.where(lengths > _EPS, lengths, 0.0) * (total - along * unit)
-    return filters_back(pulls, weight, transposed)
+    return filters_back(lengths * (total - along * unit), weight, transposed)
+
+
+def _table_rows(unit: Tensor) -> int:
+    """Rows of a table of distances that _PAIR_BYTES hold."""
+    return max(1, _PAIR_BYTES // (unit.shape[1] * unit.element_size()))
 
 
 def _constant_forces(unit: Tensor) -> Tensor:
     """(groups, n, d): sum over j of (w_j - w_i) / ||w_j - w_i||, of rows of unit length or zero.
 
+    For what has no kernel: other devices.
+
     A row of zeros adds a multiple of w_i, which the projection removes. Distances are of
     differences: those of near filters out of a Gram matrix, 2 - 2 w_i . w_j, would be rounding.
     """
     n = unit.shape[1]
-    if n * n * unit.element_size() <= _PAIR_BYTES:
+    if n <= _table_rows(unit):
         return torch.stack([_pull(_inverse_distances(rows), rows, rows) for rows in unit])
-    step = max(1, _PAIR_BYTES // (n * unit.element_size()))
+    step = _table_rows(unit)
     total = torch.empty_like(unit)
     for rows, out in zip(unit, total, strict=True):
         for start in range(0, n, step):
