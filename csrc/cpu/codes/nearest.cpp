@@ -182,8 +182,7 @@ int64_t nearest_centers(const NearestArgs& a, float* workspace, int n_threads) {
       }
       return;
     }
-    const bool is_dense =
-        b.sort() * kDenseDenominator > b.n_groups * a.d_sub * kDenseNumerator;
+    const bool is_dense = b.sort() * kDenseDenominator > b.n_groups * a.d_sub * kDenseNumerator;
     if (is_dense)
       b.fill_dense();
     else
