@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -242,28 +237,3 @@ def test_malformed(name: str) -> None:
     arguments = dict(zip(("codes", "columns", "center_codes"), GOOD, strict=True))
     with pytest.raises(error, match=text):
         most_agreeing(**{**arguments, **changed})
-
-
-CHILD = """
-import torch
-torch.set_num_threads(1)
-import test_agree
-from doublesparse import _C
-for dtype in (torch.uint8, torch.uint16):
-    for s in (7, 300):
-        test_agree.check(test_agree.sample(150, s, 33, 50, dtype))
-test_agree.check(test_agree.sample(150, 9, 300, 600))
-print(_C.isa_chosen(), end="")
-"""
-
-
-@pytest.mark.parametrize("isa", _C.isa_compiled())
-def test_every_instruction_set(isa: str) -> None:
-    here = Path(__file__).parent
-    path = os.pathsep.join([str(here), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "DOUBLESPARSE_ISA": isa, "PYTHONPATH": path}
-    command = [sys.executable, "-c", CHILD]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    if done.stdout != isa:
-        pytest.skip(f"this machine has no {isa}: {done.stdout} was tested in its place")

@@ -7,19 +7,12 @@ so that rounding it to float32 rounds once).
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
 
 from doublesparse import _C
 from doublesparse._code_ops import nearest_centers
-
-ISAS = [name for name in _C.isa_compiled() if name in ("reference", "baseline", "avx2", "avx512")]
 
 
 def sparse_integers(rng, n: int, d: int, density: float) -> np.ndarray:
@@ -152,37 +145,6 @@ def test_bits_do_not_depend_on_threads(rng):
         torch.set_num_threads(before)
     for other in results[1:]:
         assert np.array_equal(results[0], other)
-
-
-CHILD = """
-import json, sys, numpy as np, torch, test_nearest
-from doublesparse import _C
-rng = np.random.default_rng(11)
-points, centers = test_nearest.mixed(rng)
-whole = np.rint(4 * points), np.rint(4 * centers)
-json.dump([_C.isa_chosen(), test_nearest.nearest(*whole).tolist(),
-           test_nearest.nearest(points, centers).tolist()], sys.stdout)
-"""
-
-
-@pytest.mark.parametrize("isa", ISAS)
-def test_every_instruction_set(isa):
-    """Exact everywhere on integers; the same bits wherever multiply-adds are fused."""
-    env = {**os.environ, "DOUBLESPARSE_ISA": isa, "OMP_NUM_THREADS": "1"}
-    env["PYTHONPATH"] = os.pathsep.join([os.path.dirname(__file__), *sys.path])
-    done = subprocess.run(
-        [sys.executable, "-c", CHILD], env=env, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    used, exact, floats = json.loads(done.stdout)
-    if used != isa:
-        pytest.skip(f"this machine runs {used}")
-    points, centers = mixed(np.random.default_rng(11))
-    whole, around = np.rint(4 * points), np.rint(4 * centers)
-    squares = (whole**2).sum(1)[:, None] - 2 * whole @ around.T + (around**2).sum(1)
-    assert exact == squares.argmin(1).tolist()
-    if isa != "baseline":
-        assert floats == scores(points, centers).argmax(1).tolist()
 
 
 # ------------------------------------------------------------------ wrong calls

@@ -25,23 +25,37 @@ const AgreeKernels<Code>& agree_kernels_of() {
 }
 
 // ------------------------------------------------------------------ workspaces
+// Points are gathered into several tiles at once: their codes come from s places far apart, too far
+// to read one cache line of each.
+constexpr int64_t kGatherPoints = 256;
+
 // One part that all workers read, then one for each worker.
 struct CompareSpace {
   int64_t shared, own;
   CompareSpace(int64_t s, int64_t k, int code_bytes)
       : shared(rounded_up(rounded_up(k, kCompareCenters) * s * 4, kAlignment)),
-        own(rounded_up(s * kMostCompareLanes * code_bytes, kAlignment)) {}
+        own(rounded_up(s * kGatherPoints * code_bytes, kAlignment)) {}
 };
 
 struct ListSpace {
   int64_t rest_stride, counter_stride, heads, rest, own;
   ListSpace(int64_t n_values, int64_t s, int64_t k)
-      : rest_stride(k + k / kListSlots + 1),
+      : rest_stride(k + 2 * (k / (kListSlots + 1))),
         counter_stride(rounded_up(k, kCounterPadding) + kCounterPadding),
-        heads(rounded_up(s * n_values * 8, kAlignment)),
+        heads(rounded_up(s * n_values * 4, kAlignment)),
         rest(rounded_up(s * rest_stride * 2, kAlignment)),
         own(rounded_up(kListTilePoints * counter_stride * counter_bytes(s), kAlignment)) {}
 };
+
+// A row of a tile is too short for a call of memcpy.
+void copy_row(const void* from, int64_t bytes, void* to) {
+  const uint8_t* source = static_cast<const uint8_t*>(from);
+  uint8_t* target = static_cast<uint8_t*>(to);
+  constexpr int64_t kStep = 16;
+  int64_t i = 0;
+  for (; i + kStep <= bytes; i += kStep) std::memcpy(target + i, source + i, kStep);
+  for (; i < bytes; ++i) target[i] = source[i];
+}
 
 void write_best(const uint16_t* best, int64_t n, bool wide, void* out, int64_t at) {
   if (wide) {
@@ -82,23 +96,29 @@ void by_compares(const AgreeArgs<Code>& a, int n_threads) {
   });
   const AgreeKernels<Code>& kernels = agree_kernels_of<Code>();
   const int64_t lanes = kernels.compare_lanes;
-  for_tiles(a.n, lanes, n_threads, [&](int worker, int64_t begin, int64_t n) {
+  for_tiles(a.n, kGatherPoints, n_threads, [&](int worker, int64_t begin, int64_t n) {
     Code* points = reinterpret_cast<Code*>(a.workspace + space.shared + worker * space.own);
     for (int64_t v = 0; v < a.s; ++v) {
       const Code* from = a.codes + a.columns[v] * a.n + begin;
-      std::memcpy(points + v * lanes, from, static_cast<size_t>(n) * sizeof(Code));
-      std::fill(points + v * lanes + n, points + (v + 1) * lanes, Code{0});
+      Code* to = points + v * lanes;
+      for (int64_t i = 0; i < n; i += lanes, to += a.s * lanes) {
+        const int64_t here = std::min(lanes, n - i);
+        copy_row(from + i, here * static_cast<int64_t>(sizeof(Code)), to);
+        for (int64_t j = here; j < lanes; ++j) to[j] = 0;
+      }
     }
     uint16_t best[kMostCompareLanes];
-    kernels.compare({points, centers, a.s, a.k, best});
-    write_best(best, n, a.wide_out, a.out, begin);
+    for (int64_t i = 0; i < n; i += lanes) {
+      kernels.compare({points + i * a.s, centers, a.s, a.k, best});
+      write_best(best, std::min(lanes, n - i), a.wide_out, a.out, begin + i);
+    }
   });
 }
 
 // ------------------------------------------------------------------ lists
 // Where the centres with each code of one vote are.
 struct VoteLists {
-  uint64_t* heads;  // (n_values)
+  uint32_t* heads;  // (n_values)
   uint16_t* rest;
   int64_t n_values, k;
 };
@@ -106,32 +126,31 @@ struct VoteLists {
 // A counting sort: in `heads` first the lengths, then where a long list is, then the slots.
 template <class Code>
 void build_lists(const Code* center_codes, const VoteLists& lists) {
-  const uint64_t nobody = static_cast<uint64_t>(rounded_up(lists.k, kCounterPadding));
-  uint64_t* heads = lists.heads;
-  std::fill(heads, heads + lists.n_values, uint64_t{0});
+  const uint32_t nobody = static_cast<uint32_t>(rounded_up(lists.k, kCounterPadding));
+  uint32_t* heads = lists.heads;
+  std::fill(heads, heads + lists.n_values, uint32_t{0});
   for (int64_t c = 0; c < lists.k; ++c) ++heads[center_codes[c]];
-  int64_t used = 0;
+  uint32_t used = 0;
   for (int64_t value = 0; value < lists.n_values; ++value) {
-    const int64_t length = static_cast<int64_t>(heads[value]);
-    if (length > kListSlots) {
-      heads[value] = kLongList << 48 | static_cast<uint64_t>(used);
+    const uint32_t length = heads[value];
+    if (length > static_cast<uint32_t>(kListSlots)) {
+      heads[value] = kLongList << 16 | used / 2;
       lists.rest[used] = 0;
-      used += length + 1;
+      used += (length + 2) / 2 * 2;
     } else {
-      heads[value] = 0;
-      for (int slot = 0; slot < kListSlots; ++slot)
-        heads[value] |= (nobody + static_cast<uint64_t>(slot)) << 16 * slot;
+      heads[value] = (nobody + 1) << 16 | nobody;
     }
   }
   for (int64_t c = 0; c < lists.k; ++c) {
-    uint64_t& head = heads[center_codes[c]];
-    if (head >> 48 == kLongList) {
-      uint16_t* list = lists.rest + (head & 0xffffffff);
+    uint32_t& head = heads[center_codes[c]];
+    const uint32_t center = static_cast<uint32_t>(c);
+    if (head >> 16 == kLongList) {
+      uint16_t* list = lists.rest + 2 * (head & 0xffff);
       list[++list[0]] = static_cast<uint16_t>(c);
+    } else if ((head & 0xffff) == nobody) {
+      head = (head & 0xffff0000) | center;
     } else {
-      int slot = 0;
-      while ((head >> 16 * slot & 0xffff) < nobody) ++slot;
-      head = (head & ~(uint64_t{0xffff} << 16 * slot)) | static_cast<uint64_t>(c) << 16 * slot;
+      head = (head & 0xffff) | center << 16;
     }
   }
 }
@@ -139,7 +158,7 @@ void build_lists(const Code* center_codes, const VoteLists& lists) {
 template <class Code>
 void by_lists(const AgreeArgs<Code>& a, int64_t n_values, int n_threads) {
   const ListSpace space(n_values, a.s, a.k);
-  uint64_t* heads = reinterpret_cast<uint64_t*>(a.workspace);
+  uint32_t* heads = reinterpret_cast<uint32_t*>(a.workspace);
   uint16_t* rest = reinterpret_cast<uint16_t*>(a.workspace + space.heads);
   uint8_t* own = a.workspace + space.heads + space.rest;
   parallel_for(a.s, n_threads, [&](int64_t v) {
@@ -176,12 +195,12 @@ AgreeWay agree_way(const AgreePlan& plan, int64_t n, int64_t s, int64_t k, int c
   if (k > kMostListedCenters) return AgreeWay::kCompare;
   const double votes = static_cast<double>(s), centers = static_cast<double>(k);
   const double points = static_cast<double>(n), values = static_cast<double>(plan.n_values);
-  // Nanoseconds on Zen 3 with AVX2: 60 compares each of 16-bit codes, 120 of 8-bit ones. For lists
-  // a line through k = 125, 250, 500, 2000 (codes < 2 k, s = 200, 2.2 increments a vote), measured
-  // against compares in one run of a machine with other work: they meet near k = 1000. The last
-  // term of a point is what larger tables cost in cache.
-  const double compare = points * votes * centers * code_bytes / 120.0;
-  const double lists = points * (3.0 * votes + 2.0 * plan.increments + 0.009 * votes * centers) +
+  // Nanoseconds on Zen 3 with AVX2, fitted to upper layers of a network of MNIST (s = 200, codes
+  // below 2 k, 20000 points, one thread of a machine with other work, minima): compares 57 a
+  // nanosecond of 16-bit codes (k = 250 to 2000), 95 of 8-bit ones (k = 125); lists 1.0 us a point
+  // at k = 125, 1.3 at 500, 1.6 at 1000, 2.4 at 2000. They meet near k = 300.
+  const double compare = points * votes * centers * code_bytes / 110.0;
+  const double lists = points * (4.0 * votes + 2.0 * plan.increments + 0.003 * votes * centers) +
                        votes * (4.0 * values + 8.0 * centers);
   return lists < compare ? AgreeWay::kLists : AgreeWay::kCompare;
 }

@@ -19,8 +19,8 @@ enum class AgreeWay : uint8_t { kCompare, kLists };
 constexpr int64_t kMostAgreeCenters = 65536;
 // Of the lists: an index of a centre, or of a counter that nobody reads, is 16 bits and not 0xffff.
 constexpr int64_t kMostListedCenters = 65280;
-constexpr int kListSlots = 4;              // centres in a list's head
-constexpr uint64_t kLongList = 0xffff;     // in a head's last slot: the list is elsewhere
+constexpr int kListSlots = 2;              // centres in a list's head
+constexpr uint32_t kLongList = 0xffff;     // in a head's last slot: the list is elsewhere
 constexpr int64_t kCounterPadding = 64;    // counters behind the last centre's: slots left empty
 constexpr int64_t kListTilePoints = 8;     // points whose counters are in L1 together
 constexpr int kMostCompareLanes = 2 * 64;  // points of one tile of compares
@@ -67,7 +67,8 @@ struct ListTile {
   const Code* codes;       // of the tile's first point
   int64_t code_stride;     // between clusterings
   const int64_t* columns;  // (s)
-  const uint64_t* heads;   // (s, n_values): kListSlots 16-bit centres, or where the list is
+  const uint32_t* heads;   // (s, n_values): kListSlots 16-bit centres, or above half of the
+                           // place of the list, which is even, kLongList
   const uint16_t* rest;    // (s, rest_stride): lists too long for a head, their length first
   int64_t n_values, rest_stride;
   int64_t s, k, n_points;  // n_points <= kListTilePoints

@@ -10,8 +10,9 @@
 //                  Where there is more than one chunk the sums are kept in 32 bits.
 // Lists    Tile    kListTilePoints points vote by vote: increments that follow each other hit
 //                  different counters, and the tile's counters stay in L1.
-//          Bound   loads and stores: kListSlots increments a vote without a branch (an empty slot
-//                  has a counter that nobody reads), only long lists take one.
+//          Bound   heads come from L3 in no order: they are fetched some votes ahead, and two slots
+//                  keep the table small. kListSlots increments a vote without a branch (an empty
+//                  slot has a counter that nobody reads), only long lists take one.
 #pragma once
 #include "cpu/codes/agree.h"
 #include "cpu/isa/vec.h"
@@ -142,26 +143,34 @@ void agree_compare(const CompareTile<Code>& t) {
 }
 
 // ------------------------------------------------------------------ lists
+constexpr int64_t kVotesAhead = 3;  // how early heads are fetched
+
 // Adds the tile's votes to its counters.
 template <class Code, class Count>
 [[gnu::always_inline]] inline void count_lists(const ListTile<Code>& t, Count* counters) {
   const uint64_t last = static_cast<uint64_t>(t.n_values - 1);
   for (int64_t v = 0; v < t.s; ++v) {
     const Code* codes = t.codes + t.columns[v] * t.code_stride;
-    const uint64_t* heads = t.heads + v * t.n_values;
+    const uint32_t* heads = t.heads + v * t.n_values;
     Count* row = counters;
+    if (v + kVotesAhead < t.s) {
+      const Code* soon = t.codes + t.columns[v + kVotesAhead] * t.code_stride;
+      const uint32_t* there = heads + kVotesAhead * t.n_values;
+      for (int64_t i = 0; i < t.n_points; ++i) {
+        const uint64_t code = soon[i];
+        __builtin_prefetch(there + (code < last ? code : last));
+      }
+    }
     for (int64_t i = 0; i < t.n_points; ++i, row += t.counter_stride) {
       const uint64_t code = codes[i];
-      const uint64_t head = heads[code < last ? code : last];
-      if (__builtin_expect(head >> 48 == kLongList, 0)) {
-        const uint16_t* list = t.rest + v * t.rest_stride + (head & 0xffffffff);
+      const uint32_t head = heads[code < last ? code : last];
+      if (__builtin_expect(head >> 16 == kLongList, 0)) {
+        const uint16_t* list = t.rest + v * t.rest_stride + 2 * (head & 0xffff);
         const int64_t length = *list++;
         for (int64_t j = 0; j < length; ++j) ++row[list[j]];
       } else {
         ++row[head & 0xffff];
-        ++row[head >> 16 & 0xffff];
-        ++row[head >> 32 & 0xffff];
-        ++row[head >> 48];
+        ++row[head >> 16];
       }
     }
   }

@@ -26,9 +26,9 @@ void lists_of_ref(const ListTile<Code>& t) {
     Count* counts = static_cast<Count*>(t.counters) + i * t.counter_stride;
     for (int64_t v = 0; v < t.s; ++v) {
       const int64_t code = t.codes[t.columns[v] * t.code_stride + i];
-      const uint64_t head = t.heads[v * t.n_values + (code < t.n_values ? code : t.n_values - 1)];
-      if (head >> 48 == kLongList) {
-        const uint16_t* list = t.rest + v * t.rest_stride + (head & 0xffffffff);
+      const uint32_t head = t.heads[v * t.n_values + (code < t.n_values ? code : t.n_values - 1)];
+      if (head >> 16 == kLongList) {
+        const uint16_t* list = t.rest + v * t.rest_stride + 2 * (head & 0xffff);
         for (int64_t j = 1; j <= list[0]; ++j) ++counts[list[j]];
       } else {
         for (int slot = 0; slot < kListSlots; ++slot) ++counts[head >> 16 * slot & 0xffff];

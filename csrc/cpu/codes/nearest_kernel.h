@@ -4,7 +4,8 @@
 //          features on AVX2. Points come as lists of their non-zero values, or dense.
 // Tile     4 points x 3 vectors: 12 of 16 registers on AVX2, and enough independent chains to hide
 //          the latency of a multiply-add (4 cycles, two a cycle).
-// Bound    lists: loads, 16 of them for 12 multiply-adds, part of them from L2; the dense form
+// Bound    lists: loads, 15 of them for 12 multiply-adds, part of them from L2. The values of a
+//          group come in one load and are spread by shuffles, its offsets in two. The dense form
 //          shares a panel row between the points: 7 loads, and arithmetic is the bound.
 // Order    one chain per (point, centre), features ascending. Lanes are then compared at once: a
 //          panel improves on a point's best so rarely (5 of 100 panels) that a branch is cheapest.
@@ -59,6 +60,47 @@ void pack_centers(const float* centers, int64_t n, int64_t d_sub, float* panel, 
   }
 }
 
+// The values of a group's points, and of one of them in all lanes: one load a group, not a point.
+#if defined(__AVX512F__) && DS_VEC_BYTES == 64
+// With a mask of ones, as in vec.h.
+using GroupValues = VecF32;
+[[gnu::always_inline]] inline GroupValues load_group(const float* values) {
+  return _mm512_maskz_broadcast_f32x4(0xffff, _mm_loadu_ps(values));
+}
+template <int P>
+[[gnu::always_inline]] inline VecF32 splat_value(GroupValues values) {
+  return _mm512_maskz_permute_ps(0xffff, values, 0x55 * P);
+}
+#elif defined(__AVX2__) && DS_VEC_BYTES == 32
+using GroupValues = VecF32;
+[[gnu::always_inline]] inline GroupValues load_group(const float* values) {
+  return _mm256_broadcast_ps(reinterpret_cast<const __m128*>(values));
+}
+template <int P>
+[[gnu::always_inline]] inline VecF32 splat_value(GroupValues values) {
+  return _mm256_permute_ps(values, 0x55 * P);
+}
+#else
+using GroupValues = const float*;
+[[gnu::always_inline]] inline GroupValues load_group(const float* values) {
+  return values;
+}
+template <int P>
+[[gnu::always_inline]] inline VecF32 splat_value(GroupValues values) {
+  return splat(values[P]);
+}
+#endif
+
+template <int P>
+[[gnu::always_inline]] inline void add_row(const char* row, GroupValues values,
+                                           VecF32 (&sum)[kNearestPoints][kNearestVectors]) {
+  const VecF32 value = splat_value<P>(values);
+#pragma GCC unroll 4
+  for (int v = 0; v < kNearestVectors; ++v)
+    sum[P][v] =
+        fma(value, load(reinterpret_cast<const float*>(row) + v * kLanes<float>), sum[P][v]);
+}
+
 [[gnu::always_inline]] inline void add_step(const float* const* rows, const float* values,
                                             VecF32 (&sum)[kNearestPoints][kNearestVectors]) {
 #pragma GCC unroll 4
@@ -73,17 +115,21 @@ void pack_centers(const float* centers, int64_t n, int64_t d_sub, float* panel, 
 template <bool kLists>
 [[gnu::always_inline]] inline void nearest_groups(const NearestTile& t) {
   const uint32_t* entry = t.entries;
+  const char* const panel = reinterpret_cast<const char*>(t.panel);
   for (int64_t g = 0; g < t.n_groups; ++g) {
     VecF32 sum[kNearestPoints][kNearestVectors] = {};
     if (kLists) {
       const uint32_t* const end = entry + int64_t{t.steps[g]} * 2 * kNearestPoints;
       for (; entry != end; entry += 2 * kNearestPoints) {
-        const float* rows[kNearestPoints];
-#pragma GCC unroll 4
-        for (int p = 0; p < kNearestPoints; ++p)
-          rows[p] =
-              reinterpret_cast<const float*>(reinterpret_cast<const char*>(t.panel) + entry[p]);
-        add_step(rows, reinterpret_cast<const float*>(entry + kNearestPoints), sum);
+        const GroupValues values =
+            load_group(reinterpret_cast<const float*>(entry + kNearestPoints));
+        uint64_t low, high;
+        __builtin_memcpy(&low, entry, 8);
+        __builtin_memcpy(&high, entry + 2, 8);
+        add_row<0>(panel + (low & 0xffffffff), values, sum);
+        add_row<1>(panel + (low >> 32), values, sum);
+        add_row<2>(panel + (high & 0xffffffff), values, sum);
+        add_row<3>(panel + (high >> 32), values, sum);
       }
     } else {
       const float* row = t.panel;
