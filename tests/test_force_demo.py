@@ -14,7 +14,7 @@ from torch import nn
 from doublesparse import demo
 from doublesparse.demo import _low_rank as experiment
 from doublesparse.demo import _low_rank_report as report
-from doublesparse.demo import force
+from doublesparse.demo import _options, force
 from doublesparse.demo._images import Images
 
 SMALL = replace(
@@ -108,7 +108,8 @@ def row(arm, seed, energy, rank, finetuned):
 @pytest.mark.parametrize(
     ("rank", "worse", "first", "any_energy"),
     [
-        (10, 0.4, "force wins", "force wins"),
+        (10, 0.4, "force wins: a summed rank smaller by 80%", "force wins"),
+        (49, 0.4, "force does not win: the summed rank is smaller by 2.0% only", "force does not"),
         (30, 0.4, "force wins", "force does not win: its"),
         (60, 0.4, "force does not win: its", "force does not win: its"),
         (10, 0.6, "force does not win: no", "force does not win: no"),
@@ -138,7 +139,7 @@ def test_quick_demo(images, tmp_path, capsys, monkeypatch, extras):
     else:
         for name in ("rich.console", "rich.table", "matplotlib.figure"):
             monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.setattr(force, "load_digits", lambda: images)
+    monkeypatch.setattr(_options, "load_digits", lambda: images)
     file, png = tmp_path / "force.json", tmp_path / "force.png"
     options = ["--quick", "--train-size", "60", "--json", str(file), "--out", str(png)]
     assert demo.main(["force", "--digits", *options]) == 0
@@ -176,7 +177,7 @@ def test_jobs_and_scratch_do_not_change_what_is_found(images):
     ],
 )
 def test_demo_says_what_is_wrong(images, monkeypatch, options, words):
-    monkeypatch.setattr(force, "load_digits", lambda: images)
+    monkeypatch.setattr(_options, "load_digits", lambda: images)
     monkeypatch.delenv("DOUBLESPARSE_DATA", raising=False)
     with pytest.raises(SystemExit, match=f"doublesparse demo force: .*{words}"):
         force.main(["--quick", *options])

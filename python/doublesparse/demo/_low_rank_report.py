@@ -13,6 +13,8 @@ from ._statistics import deviation, paired_difference
 
 # Errors this near count as equal, in points.
 EQUAL = 0.5
+# A share of the summed rank that is worth having.
+MATTERS = 0.05
 _NUMBERS = ("before", "decomposed", "finetuned", "summed_rank", "low_macs", "macs", "speedup")
 _NOTES = (
     "Errors in percent: before decomposition, after it, after fine-tuning. Ranks: the least number "
@@ -78,8 +80,11 @@ def equal_accuracy(found: list[dict[str, Any]], energy: float | None) -> dict[st
         difference = paired_difference(
             forced["values"]["summed_rank"], without["values"]["summed_rank"]
         )
-        if difference.high < 0:
-            verdict = "force wins: smaller summed rank, beyond the spread of the seeds"
+        share = -difference.mean / without["mean"]["summed_rank"]
+        if difference.high < 0 and share >= MATTERS:
+            verdict = f"force wins: a summed rank smaller by {share:.0%}, beyond the seeds' spread"
+        elif difference.high < 0:
+            verdict = f"force does not win: the summed rank is smaller by {share:.1%} only"
         elif difference.mean < 0:
             verdict = "smaller summed rank with force, but within the spread of the seeds"
         else:
