@@ -32,10 +32,10 @@ void throw_value(const char* name, const float* row, int64_t i, const int64_t* c
     const int64_t column = columns ? columns[j] : j;
     const float value = row[column];
     if (std::abs(value) <= limit) continue;
-    throw py::value_error(
-        std::string("nearest_centers: ") + name + " must be finite and at most " +
-        std::to_string(limit) + " in size, got " + std::to_string(value) + " at (" +
-        std::to_string(i) + ", " + std::to_string(column) + "); remove or scale such values");
+    throw py::value_error(std::string("nearest_centers: ") + name + " must be finite and at most " +
+                          std::to_string(limit) + " in size, got " + std::to_string(value) +
+                          " at (" + std::to_string(i) + ", " + std::to_string(column) +
+                          "); remove or scale such values");
   }
 }
 
@@ -69,11 +69,17 @@ void nearest_centers_checked(const Arg& points, const Arg& centers, const Option
     throw py::value_error("nearest_centers: out must be uint16 for more than 256 centers, got " +
                           std::to_string(k));
   check.tensor("workspace", workspace.view, DType::kFloat32, {size});
-  check.apart({{"out", out.view}, {"workspace", workspace.view}}, {{"points", points.view},
-                                                                   {"centers", centers.view},
-                                                                   {"columns", columns.view}});
-  const NearestArgs args{points.view.as<float>(),    n, d,     centers.view.as<float>(), k, d_sub,
-                         columns.view.as<int64_t>(), out.view.data, is_wide};
+  check.apart({{"out", out.view}, {"workspace", workspace.view}},
+              {{"points", points.view}, {"centers", centers.view}, {"columns", columns.view}});
+  const NearestArgs args{points.view.as<float>(),
+                         n,
+                         d,
+                         centers.view.as<float>(),
+                         k,
+                         d_sub,
+                         columns.view.as<int64_t>(),
+                         out.view.data,
+                         is_wide};
   const float limit = largest_value(d_sub);
   int64_t bad_center = k, bad_point = n;
   {
@@ -83,8 +89,7 @@ void nearest_centers_checked(const Arg& points, const Arg& centers, const Option
       for (int64_t j = 0; j < d_sub; ++j) good &= std::abs(args.centers[i * d_sub + j]) <= limit;
       if (!good) bad_center = i;
     }
-    if (bad_center == k)
-      bad_point = nearest_centers(args, workspace.view.as<float>(), n_threads);
+    if (bad_center == k) bad_point = nearest_centers(args, workspace.view.as<float>(), n_threads);
   }
   if (bad_center < k)
     throw_value("centers", args.centers + bad_center * d_sub, bad_center, nullptr, d_sub);
