@@ -158,8 +158,9 @@ void conv_pack_checked(const OptionalArg& weight, int64_t c_in, int64_t c_out, i
   const py::gil_scoped_release release;
   const PairList pairs{nullptr, nullptr, nullptr, n_offsets};
   const auto pack = [&](auto zero) {
-    conv_pack(weight_args<decltype(zero)>(weight, workspace, pairs, c_in, c_out, groups, transposed),
-              n_threads);
+    conv_pack(
+        weight_args<decltype(zero)>(weight, workspace, pairs, c_in, c_out, groups, transposed),
+        n_threads);
   };
   if (is_double)
     pack(double{});

@@ -85,8 +85,7 @@ int64_t join_rows_checked(const Arg& a, const Arg& b, const Arg& keys, const Arg
               {{"a", a.view}, {"b", b.view}});
   const py::gil_scoped_release release;
   return join_rows({a.view.as<int64_t>(), b.view.as<int64_t>(), a.view.shape[0], b.view.shape[0],
-                    keys.view.as<int64_t>(), from_a.view.as<int32_t>(),
-                    from_b.view.as<int32_t>()});
+                    keys.view.as<int64_t>(), from_a.view.as<int32_t>(), from_b.view.as<int32_t>()});
 }
 
 void check_operand(const Check& check, DType dtype, int64_t n_channels, const Arg& rows,
@@ -125,7 +124,10 @@ void add_rows_checked(const Arg& a, const OptionalArg& ground_a, const Arg& from
     using T = decltype(zero);
     add_rows<T>({{a.view.as<T>(), ground_a.view.as<T>(), from_a.view.as<int32_t>()},
                  {b.view.as<T>(), ground_b.view.as<T>(), from_b.view.as<int32_t>()},
-                 static_cast<T>(scale), n_out, n_channels, y.view.as<T>()},
+                 static_cast<T>(scale),
+                 n_out,
+                 n_channels,
+                 y.view.as<T>()},
                 n_threads);
   };
   if (dtype == DType::kFloat64)

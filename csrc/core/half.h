@@ -6,9 +6,9 @@
 
 // What kernels of every kind call: always inlined on a CPU, of both sides where nvcc compiles.
 #ifdef __CUDACC__
-#define DS_INLINE __host__ __device__ inline
+  #define DS_INLINE __host__ __device__ inline
 #else
-#define DS_INLINE [[gnu::always_inline]] inline
+  #define DS_INLINE [[gnu::always_inline]] inline
 #endif
 
 namespace ds {

@@ -1,13 +1,13 @@
 #include "cuda/algorithms.h"
 
 #ifdef DS_EMULATED
-#include <algorithm>
-#include <numeric>
-#include <vector>
+  #include <algorithm>
+  #include <numeric>
+  #include <vector>
 #else
-#include <cub/device/device_radix_sort.cuh>
-#include <cub/device/device_scan.cuh>
-#include <cub/device/device_select.cuh>
+  #include <cub/device/device_radix_sort.cuh>
+  #include <cub/device/device_scan.cuh>
+  #include <cub/device/device_select.cuh>
 #endif
 
 namespace ds::gpu {
@@ -75,7 +75,8 @@ int64_t algorithm_workspace(int64_t n) {
   return static_cast<int64_t>(most) + 256;
 }
 
-// CUB is told the size that it may use: had it grown past what algorithm_workspace() saw, it says so.
+// CUB is told the size that it may use: had it grown past what algorithm_workspace() saw, it says
+// so.
 template <class Key, class Value>
 Status sort_pairs(const Stream& stream, const Workspace& workspace, const Key* keys, Key* keys_out,
                   const Value* values, Value* values_out, int64_t n, int n_bits) {

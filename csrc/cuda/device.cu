@@ -1,7 +1,7 @@
 #include "cuda/device.h"
 
 #ifdef DS_EMULATED
-#include <cstring>
+  #include <cstring>
 #endif
 
 namespace ds::gpu {

@@ -1,8 +1,9 @@
-// Matrix instructions of one warp (sm_80), with float32 sums. Fragments are as PTX lays them out, with
-// g = lane / 4 and t = lane % 4:
+// Matrix instructions of one warp (sm_80), with float32 sums. Fragments are as PTX lays them out,
+// with g = lane / 4 and t = lane % 4:
 //
 //   bf16, f16   m16 n8 k16   a[0] (g, 2t..)   a[1] (g + 8, 2t..)   a[2], a[3] the same, k + 8
-//                            b[0] (k = 2t.., n = g)   b[1] the same, k + 8     two values a register
+//                            b[0] (k = 2t.., n = g)   b[1] the same, k + 8     two values a
+//                            register
 //   tf32        m16 n8 k8    a[0] (g, t)   a[1] (g + 8, t)   a[2], a[3] the same, k + 4
 //                            b[0] (k = t, n = g)   b[1] the same, k + 4
 //   sums                     d[0], d[1] (g, 2t and 2t + 1)   d[2], d[3] (g + 8, ...)
@@ -59,8 +60,8 @@ void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   }
 }
 
-// Four 8 x 8 matrices of 16-bit values: lane i points at row i % 8 of matrix i / 8, 16 bytes. r[m] is
-// row g of matrix m, columns 2t and 2t + 1; transposed: rows 2t and 2t + 1 of column g.
+// Four 8 x 8 matrices of 16-bit values: lane i points at row i % 8 of matrix i / 8, 16 bytes. r[m]
+// is row g of matrix m, columns 2t and 2t + 1; transposed: rows 2t and 2t + 1 of column g.
 template <bool kTransposed = false>
 void load_matrices(uint32_t (&r)[4], const void* row) {
   const unsigned char* all = emulation::exchange(row, 16);

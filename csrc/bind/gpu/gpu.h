@@ -2,8 +2,8 @@
 // torch's current stream. Contents of device memory are not read here, so a kernel that follows an
 // index compares it with its bound first: wrong numbers give wrong sums, never a crash.
 //
-// The same files make up `_C.gpu` of a CUDA build and, on emulated kernels, the module of the tests,
-// whose "device" is the CPU.
+// The same files make up `_C.gpu` of a CUDA build and, on emulated kernels, the module of the
+// tests, whose "device" is the CPU.
 #pragma once
 #include "bind/tensor_arg.h"
 #include "cuda/device.h"

@@ -18,9 +18,10 @@ struct PairList {
 };
 
 // y (n_dst, c_out) = bias + u rows + sum over pairs of x[src] . W_k.
-// weight: (c_out, c_in / groups, n_offsets), or (c_in, c_out / groups, n_offsets) where `transposed`
-// (an input gradient, or a transposed convolution in torch's layout); its last two dimensions in
-// this order in memory, or swapped where `channels_last`. c_in and c_out count all groups.
+// weight: (c_out, c_in / groups, n_offsets), or (c_in, c_out / groups, n_offsets) where
+// `transposed` (an input gradient, or a transposed convolution in torch's layout); its last two
+// dimensions in this order in memory, or swapped where `channels_last`. c_in and c_out count all
+// groups.
 template <class T>
 struct ConvArgs {
   const T* x;

@@ -42,7 +42,8 @@ bool plan_ground_taps(const GroundTapsArgs& args, int n_threads);
 bool fill_ground_taps(const GroundTapsArgs& args, int32_t* u_rows, int32_t* class_rows,
                       int n_threads);
 
-// The same taps where u has a row for every (offset, class row), needed or not: k * n_class_rows + g.
+// The same taps where u has a row for every (offset, class row), needed or not: k * n_class_rows +
+// g.
 struct EveryTapArgs {
   const int32_t* table;
   int64_t n_out, n_offsets, n_class_rows;

@@ -17,10 +17,10 @@ __thread Where where;
 
 namespace {
 
-constexpr size_t kStackBytes = 256 * 1024;       // of a fiber; only what is touched costs memory
-constexpr size_t kMostShared = 227 * 1024;       // of a block on sm_90
-constexpr size_t kGuardBytes = 4096;             // past the shared memory: must stay as it is
-constexpr unsigned char kPoison = 0xff;          // floats, doubles and 16-bit floats: NaN
+constexpr size_t kStackBytes = 256 * 1024;  // of a fiber; only what is touched costs memory
+constexpr size_t kMostShared = 227 * 1024;  // of a block on sm_90
+constexpr size_t kGuardBytes = 4096;        // past the shared memory: must stay as it is
+constexpr unsigned char kPoison = 0xff;     // floats, doubles and 16-bit floats: NaN
 constexpr unsigned kMostThreads = 1024, kLanes = 32;
 
 enum class Waits : uint8_t { kNot, kWarp, kBlock, kEnded };
@@ -32,8 +32,8 @@ struct Copy {
 };
 
 struct Fiber {
-  ucontext_t first;      // enters the fiber
-  void* stack_pointer;   // where it was left
+  ucontext_t first;     // enters the fiber
+  void* stack_pointer;  // where it was left
   Waits waits;
   bool started;
   uint32_t n_exchanges;
@@ -90,7 +90,8 @@ class Machine {
   std::string error;
 
  private:
-  Machine() : exchanges_(kMostThreads / kLanes * 2 * kLanes * kExchangeBytes), fibers_(kMostThreads) {
+  Machine()
+      : exchanges_(kMostThreads / kLanes * 2 * kLanes * kExchangeBytes), fibers_(kMostThreads) {
     void* stacks = mmap(nullptr, kMostThreads * kStackBytes, PROT_READ | PROT_WRITE,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     stacks_ = stacks == MAP_FAILED ? nullptr : static_cast<unsigned char*>(stacks);
@@ -118,8 +119,8 @@ class Machine {
 };
 
 bool Machine::fails(const std::string& what) {
-  error = "emulated kernel, block (" + std::to_string(where.block.x) + ", " + std::to_string(where.block.y) +
-          ", " + std::to_string(where.block.z) + "): " + what;
+  error = "emulated kernel, block (" + std::to_string(where.block.x) + ", " +
+          std::to_string(where.block.y) + ", " + std::to_string(where.block.z) + "): " + what;
   return false;
 }
 
@@ -225,7 +226,8 @@ int Machine::run(const Place& blocks, unsigned threads, size_t shared_bytes, voi
     list->resize(n);
     for (unsigned i = 0; i < n; ++i) (*list)[i] = order == "reverse" ? n - 1 - i : i;
     if (order != "forward" && order != "reverse")
-      std::shuffle(list->begin(), list->end(), std::mt19937(std::strtoul(order.c_str(), nullptr, 10)));
+      std::shuffle(list->begin(), list->end(),
+                   std::mt19937(std::strtoul(order.c_str(), nullptr, 10)));
   }
   const Place& grid = where.grid_extent = blocks;
   where.block_extent = {threads, 1, 1};
@@ -250,8 +252,8 @@ void sync_warp() {
   Machine::here().give_way(Waits::kWarp);
 }
 
-// Two buffers a warp: a lane shows its next bytes only after all lanes have arrived here, and so have
-// read those before.
+// Two buffers a warp: a lane shows its next bytes only after all lanes have arrived here, and so
+// have read those before.
 const unsigned char* exchange(const void* bytes, size_t n_bytes) {
   Machine& m = Machine::here();
   Fiber& f = m.fiber();

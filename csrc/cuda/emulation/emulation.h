@@ -1,9 +1,10 @@
-// CUDA's execution model in plain C++, for tests: every thread of a block is a fiber, blocks run one
-// after the other, and a barrier or a warp's exchange gives way to the next fiber. What a GPU would
-// hide for a while shows at once: shared memory starts out as NaN, a copy that nobody waited for has
-// not happened, writing past the shared memory, a barrier that not all threads reach, and a warp
-// operation that not all lanes reach are errors, and DOUBLESPARSE_EMULATION_ORDER=forward|reverse|N
-// (N a seed) changes the order of threads, so that a missing barrier changes results.
+// CUDA's execution model in plain C++, for tests: every thread of a block is a fiber, blocks run
+// one after the other, and a barrier or a warp's exchange gives way to the next fiber. What a GPU
+// would hide for a while shows at once: shared memory starts out as NaN, a copy that nobody waited
+// for has not happened, writing past the shared memory, a barrier that not all threads reach, and a
+// warp operation that not all lanes reach are errors, and
+// DOUBLESPARSE_EMULATION_ORDER=forward|reverse|N (N a seed) changes the order of threads, so that a
+// missing barrier changes results.
 #pragma once
 #include <cstddef>
 #include <cstdint>
