@@ -19,14 +19,15 @@ from doublesparse import bench, info
 PACKAGE = Path(ds.__file__).parent
 
 
-def test_info_is_complete(capsys: pytest.CaptureFixture[str]) -> None:
-    assert entry.main(["info", "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)
+def test_info_is_complete() -> None:
+    """In a process of its own: other tests map scikit-learn's OpenMP beside torch's."""
+    command = [sys.executable, "-m", "doublesparse", "info", "--json"]
+    report = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
     assert report["warnings"] == []
     assert report["isa"]["chosen"] in report["isa"]["compiled"]
     assert report["cuda"]["built"] is ds._C.has_cuda
     assert (report["cuda"]["nvcc"] is not None) is ds._C.has_cuda
-    assert report["threads"]["torch"] == torch.get_num_threads()
+    assert report["threads"]["torch"] >= 1
     assert len(report["openmp"]) == 1
     assert {"conv", "conv_weight_grad", "window_max"} <= set(report["operators"])
     assert report["operators"]["conv"]["cpu"] == ["float32", "float64", "bfloat16", "float16"]
@@ -39,6 +40,7 @@ def test_info_of_a_build_with_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: "a GPU")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: (9, 0))
     monkeypatch.setattr(ds._C, "has_cuda", False)
+    monkeypatch.setattr(info, "_openmp", list)
     report = info.collect()
     assert report["cuda"]["devices"] == ["a GPU"] and report["cuda"]["capabilities"] == ["9.0"]
     assert any("no CUDA kernels" in line for line in report["warnings"])
