@@ -7,6 +7,7 @@ import pickle
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ import numpy as np
 import torch
 
 from .. import bootstrap
+from ..bench import interleave, milliseconds, paired_ratio
 from ._images import Images
 from ._plain_mbn import plain_transform
 from ._show import say
 
 Set = tuple[np.ndarray, np.ndarray]
+Predict = Callable[[np.ndarray], np.ndarray]
 N_CLASSES = 10
 
 
@@ -30,7 +33,7 @@ class Settings:
         epochs: of the dense student, at most; None: as `compress` chooses.
         sparse_epochs: of the packed student, at most; None: as `compress` chooses.
         plain_points: held-out points that the plain network is timed on.
-        timing: seconds that each repeated timing may take.
+        rounds: of the interleaved timings.
     """
 
     seeds: int = 3
@@ -42,13 +45,21 @@ class Settings:
     prune: str = "block"
     epochs: int | None = None
     sparse_epochs: int | None = None
-    plain_points: int = 500
-    timing: float = 1.0
+    plain_points: int = 200
+    rounds: int = 5
 
 
 DIGITS = Settings()
 MNIST = replace(
-    DIGITS, seeds=1, train_size=0, hidden=(2048, 2048), epochs=8, sparse_epochs=4, plain_points=1000
+    DIGITS,
+    seeds=1,
+    train_size=0,
+    hidden=(2048, 2048),
+    sparsity=0.95,
+    epochs=8,
+    sparse_epochs=4,
+    plain_points=1000,
+    rounds=3,
 )
 # A smoke test of everything the demo does: its numbers say nothing.
 QUICK: dict[str, Any] = {
@@ -59,7 +70,7 @@ QUICK: dict[str, Any] = {
     "epochs": 6,
     "sparse_epochs": 4,
     "plain_points": 50,
-    "timing": 0.05,
+    "rounds": 2,
 }
 
 _BFLOAT16_POINTS = 2000  # training points of a dense bfloat16 student, which may be slow
@@ -76,17 +87,6 @@ def quality(classes: np.ndarray, clusters: np.ndarray) -> dict[str, float]:
         "accuracy": 100 * bootstrap.clustering_accuracy(classes, clusters),
         "nmi": 100 * float(_metrics().normalized_mutual_info_score(classes, clusters)),
     }
-
-
-def seconds(call: Callable[[], Any], budget: float) -> float:
-    """The shortest of the calls that the budget allows, one to warm up and one at least."""
-    call()
-    spent: list[float] = []
-    while not spent or sum(spent) < budget:
-        start = time.perf_counter()
-        call()
-        spent.append(time.perf_counter() - start)
-    return min(spent)
 
 
 def split(images: Images, settings: Settings, seed: int) -> tuple[Set, Set]:
@@ -167,72 +167,72 @@ def clusterings(
     return found
 
 
-def measure_student(
-    student: bootstrap.CompressedNetwork,
-    name: str,
-    train: Set,
-    test: Set,
-    classes: np.ndarray,
-    timing: float,
+def student_quality(
+    predict: Predict, train: Set, test: Set, classes: np.ndarray
 ) -> dict[str, float]:
-    """Agreement and quality in percent, bytes, microseconds per point.
+    """Agreement with the network and quality, in percent.
 
     Args:
-        student: of float32 or bfloat16.
-        name: which of its forms, and the dtype.
-        train: points, the network's clusters.
-        test: the same, held out.
+        predict: of the student.
+        train: points that it learnt from, the network's clusters.
+        test: points held out, the network's clusters.
         classes: of the points held out.
-        timing: as of the settings.
     """
-    points, labels = train
-    if name.startswith("dense bfloat16"):
-        points, labels = points[:_BFLOAT16_POINTS], labels[:_BFLOAT16_POINTS]
-    form = name.split()[0]
-    x = test[0]
-    clusters = student.predict(x, form)
+    clusters = predict(test[0])
     return {
-        "agreement_train": 100 * float(np.mean(student.predict(points, form) == labels)),
+        "agreement_train": 100 * float(np.mean(predict(train[0]) == train[1])),
         "agreement_test": 100 * float(np.mean(clusters == test[1])),
         **quality(classes, clusters),
-        "bytes": student.nbytes[form],
-        "batch_us": 1e6 * seconds(lambda: student.predict(x, form), timing) / len(x),
-        "single_us": 1e6 * seconds(lambda: student.predict(x[:1], form), timing),
     }
 
 
-def measure_networks(
-    mbn: Any, train: Set, test: Set, spent_mbn: float, settings: Settings
-) -> dict[str, dict[str, float]]:
-    """Bytes and microseconds per point of the network itself, and of a plain one.
+def plain_network(
+    mbn: Any, train: np.ndarray, few: np.ndarray, wanted: np.ndarray
+) -> dict[str, float]:
+    """Microseconds per point of a plain network, and the share of its codes that are ours.
 
     Args:
         mbn: fitted.
         train: what it was fitted on.
-        test: held out.
-        spent_mbn: seconds that it took to predict all of these.
-        settings: how many the plain one is timed on.
+        few: points held out.
+        wanted: their codes.
     """
-    x, few = test[0], test[0][: settings.plain_points]
-    size = train[0].nbytes + sum(code.nbytes for code in mbn._codes)
-    size += sum(layer.columns.nbytes + layer.centers.nbytes for layer in mbn.layers_)
     start = time.perf_counter()
-    plain = plain_transform(mbn, train[0], few)
+    plain = plain_transform(mbn, train, few)
     spent = time.perf_counter() - start
-    gap = np.abs(plain - mbn.transform(few)).max(1) <= 1e-3 * np.abs(plain).max()
+    same = np.abs(plain - wanted).max(1) <= 1e-3 * np.abs(plain).max()
     return {
-        "MBN": {
-            "bytes": size,
-            "batch_us": 1e6 * spent_mbn / len(x),
-            "single_us": 1e6 * seconds(lambda: mbn.predict(x[:1]), 0.0),
-        },
-        "plain MBN": {
-            "bytes": size,
-            "batch_us": 1e6 * spent / len(few),
-            "points": len(few),
-            "same_code": 100 * float(gap.mean()),
-        },
+        "batch_us": 1e6 * spent / len(few),
+        "points": len(few),
+        "same_code": 100 * float(same.mean()),
     }
+
+
+def network_bytes(mbn: Any, train: np.ndarray) -> int:
+    """Of what a prediction needs: the training data, their codes, the draws."""
+    size: int = train.nbytes + sum(code.nbytes for code in mbn._codes)
+    return size + sum(layer.columns.nbytes + layer.centers.nbytes for layer in mbn.layers_)
+
+
+def measure_speed(
+    found: dict[str, Any], mbn: Any, students: dict[str, Predict], x: np.ndarray, rounds: int
+) -> None:
+    """Adds to the rows of a run: microseconds a point, in one batch and alone, and ratios.
+
+    The machine's speed drifts over a run; rounds of the network and every student in turn give
+    ratios that do so less.
+    """
+    predicts = {"MBN": mbn.predict, **students}
+    times = interleave({name: partial(p, x) for name, p in predicts.items()}, rounds, warmup=0)
+    alone = interleave({name: partial(p, x[:1]) for name, p in students.items()}, 4 * rounds)
+    alone |= interleave({"MBN": partial(mbn.predict, x[:1])}, 1, warmup=0)
+    for name in predicts:
+        row = found["networks" if name == "MBN" else "students"][name]
+        row["batch_us"] = 1e3 * milliseconds(times[name]) / len(x)
+        row["single_us"] = 1e3 * milliseconds(alone[name])
+        if name != "MBN":
+            row["times_MBN"] = paired_ratio(times["MBN"], times[name])
+            row["times_plain MBN"] = found["networks"]["plain MBN"]["batch_us"] / row["batch_us"]
 
 
 def run_seed(
@@ -241,11 +241,7 @@ def run_seed(
     """All of one repetition; and what the picture shows: codes and classes held out."""
     train, test = split(images, settings, seed)
     mbn = network(train, settings, seed, model)
-    start = time.perf_counter()
-    clusters = mbn.predict(test[0])
-    spent = time.perf_counter() - start
-    if spent < settings.timing:
-        spent = seconds(lambda: mbn.predict(test[0]), settings.timing)
+    x, clusters = test[0], mbn.predict(test[0])
     found: dict[str, Any] = {"clusterings": clusterings(mbn, train, test, clusters, seed)}
     start = time.perf_counter()
     student = bootstrap.compress(
@@ -260,24 +256,23 @@ def run_seed(
         verbose=len(train[0]) > _BFLOAT16_POINTS,
     )
     say(f"students trained in {time.perf_counter() - start:.1f} s")
-    narrow = student.bfloat16()
-    found["students"] = {
-        f"{form} {dtype}": measure_student(
-            made,
-            f"{form} {dtype}",
-            (train[0], mbn.labels_),
-            (test[0], clusters),
-            test[1],
-            settings.timing,
-        )
-        for form in ("dense", "packed")
-        for dtype, made in (("float32", student), ("bfloat16", narrow))
-    }
-    found["networks"] = measure_networks(mbn, train, test, spent, settings)
-    for row in found["students"].values():
-        for name, other in found["networks"].items():
-            row[f"times_{name}"] = other["batch_us"] / row["batch_us"]
-    return found, (mbn.transform(test[0][:_DRAWN_POINTS])[:, :2], test[1][:_DRAWN_POINTS])
+    students: dict[str, Predict] = {}
+    found["students"] = {}
+    for form in ("dense", "packed"):
+        for dtype, made in (("float32", student), ("bfloat16", student.bfloat16())):
+            name = f"{form} {dtype}"
+            students[name] = partial(made.predict, student=form)
+            n = _BFLOAT16_POINTS if name == "dense bfloat16" else len(train[0])
+            some = train[0][:n], mbn.labels_[:n]
+            row = student_quality(students[name], some, (x, clusters), test[1])
+            found["students"][name] = row | {"bytes": made.nbytes[form]}
+    shown = mbn.transform(x[: max(_DRAWN_POINTS, settings.plain_points)])
+    few = x[: settings.plain_points]
+    size = {"bytes": network_bytes(mbn, train[0])}
+    plain = plain_network(mbn, train[0], few, shown[: len(few)])
+    found["networks"] = {"plain MBN": size | plain, "MBN": size.copy()}
+    measure_speed(found, mbn, students, x, settings.rounds)
+    return found, (shown[:_DRAWN_POINTS, :2], test[1][:_DRAWN_POINTS])
 
 
 def run_all(images: Images, settings: Settings, model: str | None = None) -> dict[str, Any]:

@@ -115,9 +115,7 @@ def table(results: dict[str, Any]) -> None:
     """Prints both tables, with rich where it is installed."""
     settings = results["settings"]
     title = f"{settings['network']}({settings['levels']}, {settings['width']}): {results['title']}"
-    tables(
-        Table(title, (), _summary(results)), Table("", _LAYER_COLUMNS, _layer_rows(results))
-    )
+    tables(Table(title, (), _summary(results)), Table("", _LAYER_COLUMNS, _layer_rows(results)))
 
 
 # ---------------------------------------------------------------- the picture

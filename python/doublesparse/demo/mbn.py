@@ -33,7 +33,7 @@ _HELP = {
     "epochs": "of the dense student, at most",
     "sparse_epochs": "of the packed student, at most",
     "plain_points": "held-out images that the plain network is timed on",
-    "timing": "seconds that each repeated timing may take",
+    "rounds": "of the interleaved timings",
 }
 
 
@@ -135,7 +135,8 @@ def _notes(results: dict[str, Any]) -> None:
     say(
         f"plain MBN: scikit-learn's arg min and scipy's one-hot products, timed on "
         f"{plain['points']} points in one batch; {plain['same_code']:.1f} % of its codes are the "
-        "MBN's. Times of `predict`, checks of the input included; the plain one's without k-means."
+        "MBN's. Times of `predict`, checks of the input included; the plain one's without k-means. "
+        "x MBN: the median of ratios, each within one round of timings."
     )
     say(f"{results['seconds']:.0f} s, {results['threads']} threads")
 
