@@ -84,7 +84,8 @@ def encode_points(
     codes = np.empty((len(layer.centers), len(points)), layer.code_dtype)
     x = torch.from_numpy(points)
     for v, (columns, centers) in enumerate(zip(layer.columns, layer.centers, strict=True)):
-        values = torch.from_numpy(train[centers[:, None], columns])
+        # Whole rows, then columns of those: a quarter of the time of both at once.
+        values = torch.from_numpy(train.take(centers, 0).take(columns, 1))
         nearest_centers(x, values, torch.from_numpy(columns), out=torch.from_numpy(codes[v]))
         tick()
     return codes
@@ -100,8 +101,9 @@ def encode_codes(
     """
     codes = np.empty((len(layer.centers), below.shape[1]), layer.code_dtype)
     x = torch.from_numpy(below)
+    by_point = np.ascontiguousarray(train.T)  # a point's codes are near each other
     for v, (columns, centers) in enumerate(zip(layer.columns, layer.centers, strict=True)):
-        values = torch.from_numpy(train[columns[:, None], centers])
+        values = torch.from_numpy(by_point.take(centers, 0).T.take(columns, 0))
         most_agreeing(x, torch.from_numpy(columns), values, out=torch.from_numpy(codes[v]))
         tick()
     return codes
