@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,17 @@ def show(results: dict[str, Any]) -> None:
         f"n = {settings['n_codes']}, s = {settings['nonzeros']}"
     )
     heads = tuple(f"{n} labels" if n else f"all {results['pool']}" for n in labels)
+    best: list[tuple[str, ...]] = []
+    for family in FAMILIES:
+        cells = []
+        for n in labels:
+            rows = [by[k] for k in by if k[1] == n and k[0].split(", ")[0] == family]
+            row = min(rows, key=lambda row: row["mean"])
+            cells.append(f"{row['mean']:.2f} +- {row['sd']:.2f}, {row['arm'].partition(', ')[2]}")
+        best.append((family, *cells))
     tables(
         Table(title, ("arm", *heads), errors),
+        Table("the best of each, chosen by the test error", ("", *heads), best),
         Table(
             "",
             ("arm", "parameters", "bytes", "images/s", "active %", "lr/penalty"),
@@ -76,7 +86,12 @@ def draw(results: dict[str, Any], path: Path) -> None:
                 fillstyle="full" if start == "pretrained" else "none",
                 label=f"{family}, {neuron}" if start == "pretrained" else None,
             )
+        sizes = [row["parameters"] for row in results["rows"]]
         axes.set_xscale("log")
+        axes.set_xlim(
+            10 ** math.floor(math.log10(min(sizes))), 10 ** math.ceil(math.log10(max(sizes) + 1))
+        )
+        axes.xaxis.set_minor_formatter("")
         axes.set_xlabel("parameters that are not zero")
         axes.set_title(f"{n} labels" if n else f"all {results['pool']} labels")
         if i == 0:
