@@ -26,7 +26,7 @@ def agreeing_operands(k: int) -> Operands:
     kind = np.uint8 if 2 * k <= 256 else np.uint16
     codes = rng.integers(0, 2 * k, (2 * VOTES, POINTS), dtype=kind)
     columns = np.sort(rng.choice(2 * VOTES, VOTES, replace=False))
-    centers = codes[columns][:, rng.choice(POINTS, k, replace=False)]
+    centers = codes[columns].take(rng.choice(POINTS, k, replace=False), 1)
     return torch.from_numpy(codes), torch.from_numpy(columns), torch.from_numpy(centers)
 
 
