@@ -5,6 +5,7 @@ The form is made with torch operators on the device where the weight is.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -223,7 +224,9 @@ def semi_structured(weight: Tensor) -> Tensor | None:
     if not torch.cuda.is_available() or torch.cuda.get_device_capability(weight.device) < (8, 0):
         return None
     try:
-        form: Tensor = convert(weight.contiguous())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # torch calls it a prototype
+            form: Tensor = convert(weight.contiguous())
     except (RuntimeError, NotImplementedError):  # as torch refuses sizes
         return None
     return form

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ._device import gpu
 from ._gpu_conv_grad import depthwise
+from ._torch_compat import tf32_allowed
 
 _HALF = (torch.bfloat16, torch.float16)
 _PLAN_ROWS = 32  # sorted rows that share a mask
@@ -55,7 +56,7 @@ def conv(
     table = pairs.table(len(x), n_dst)
     order, masks = _row_plan(pairs, table, len(x))
     y = x.new_empty(n_dst, c_out)
-    tf32 = torch.backends.cuda.matmul.allow_tf32
+    tf32 = tf32_allowed()
     gpu().conv(x, packed, bias, u, u_start, u_rows, table, order, masks, groups, tf32, y)
     return y
 

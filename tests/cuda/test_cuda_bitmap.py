@@ -40,7 +40,8 @@ def test_bitmaps_unpack_to_what_was_packed(
 def test_bitmaps_take_the_bytes_that_they_promise(gpu_device: torch.device) -> None:
     weight = torch.ones(512, 512, dtype=torch.bfloat16)
     for density in (0.1, 0.3, 0.5):
-        packed = bitmap.BitmapWeight.pack(weight.to(gpu_device), _mask(512, 512, density))
+        mask = _mask(512, 512, density).to(gpu_device)
+        packed = bitmap.BitmapWeight.pack(weight.to(gpu_device), mask)
         kept = int(packed.mask().sum())
         assert packed.nbytes <= 2 * kept + weight.numel() / 8 + 32 * 18 + 4
 
