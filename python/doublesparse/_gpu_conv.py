@@ -94,7 +94,7 @@ def _row_plan(pairs: Any, table: Tensor, n_src: int) -> _RowPlan:
         order = table.new_empty(n_dst)
         masks = table.new_empty(-(-n_dst // _PLAN_ROWS), -(-n_offsets // 32))
         keys = table.new_empty(2, n_dst, dtype=torch.int64)
-        workspace = keys.new_empty(-(-gpu().algorithm_workspace(n_dst) // 8))
+        workspace = keys.new_empty(-(-gpu().algorithm_workspace(table, n_dst) // 8))
         gpu().conv_plan(table, keys, table.new_empty(n_dst), workspace, order, masks)
         plan = pairs.memo[key] = _RowPlan(order, masks)
     return plan

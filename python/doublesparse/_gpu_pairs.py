@@ -187,7 +187,7 @@ def _lists_of(table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     tiles = -(-n_dst // gpu().kTileRows)  # of an offset
     counts = table.new_empty(n_offsets * tiles + 1)
     tile_start = counts.new_empty(len(counts), dtype=torch.int64)
-    room = gpu().algorithm_workspace(len(counts))
+    room = gpu().algorithm_workspace(table, len(counts))
     workspace = tile_start.new_empty(-(-room // 8))
     gpu().count_pairs(table, workspace, counts, tile_start)
     n_pairs = int(tile_start[-1])  # the one read back
