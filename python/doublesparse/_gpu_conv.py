@@ -96,5 +96,6 @@ def _row_plan(pairs: Any, table: Tensor, n_src: int) -> _RowPlan:
         keys = table.new_empty(2, n_dst, dtype=torch.int64)
         workspace = keys.new_empty(-(-gpu().algorithm_workspace(table, n_dst) // 8))
         gpu().conv_plan(table, keys, table.new_empty(n_dst), workspace, order, masks)
-        plan = pairs.memo[key] = _RowPlan(order, masks)
+        plan = _RowPlan(order, masks)
+        pairs.remember(key, plan, table.device)
     return plan
