@@ -14,6 +14,7 @@ import cases
 from conv_cases import CONV_CASES, conv_oracle, conv_sample
 from doublesparse import _gpu_conv
 from doublesparse._gpu_pairs import GpuPairs
+from doublesparse._torch_compat import tf32_allowed
 from inputs import random_plan
 from op_case import Sample, arrays
 
@@ -76,6 +77,17 @@ def test_sizes_around_tiles(
     plan = plan_of(rng, n_rows, n_offsets, 0.1 if n_offsets > 9 else 0.5)
     sample = conv_sample(rng, plan, c_in, c_out, groups, dtype, True, **GENERAL)
     cases.check(CASES["conv"], sample, on(gpu_device))
+
+
+def test_tf32_by_either_name(tf32: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert tf32_allowed()
+    old = SimpleNamespace(allow_tf32=True)  # of torch before 2.9
+    monkeypatch.setattr(torch.backends.cuda, "matmul", old)
+    assert tf32_allowed()
+    old.allow_tf32 = False
+    assert not tf32_allowed()
+    old.fp32_precision = "tf32"
+    assert tf32_allowed()
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, *HALF))
