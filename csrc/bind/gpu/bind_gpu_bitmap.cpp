@@ -36,7 +36,9 @@ void bitmap_spmm(const Arg& x, const Arg& words, const Arg& values, const Arg& s
   if (n_columns % Tiling::kUnit != 0 || reinterpret_cast<uintptr_t>(x.view.data) % 16 != 0)
     throw py::value_error("bitmap_spmm: x must have rows of 16 bytes each, aligned, got " +
                           std::to_string(n_columns) + " columns; pad it");
-  gpu::BitmapProduct p{matrix_of(check, words, values, starts, dtype, n_rows, n_columns)};
+  gpu::BitmapProduct p{};
+  static_cast<gpu::BitmapMatrix&>(p) =
+      matrix_of(check, words, values, starts, dtype, n_rows, n_columns);
   if (bias.given) check.tensor("bias", bias.view, DType::kFloat32, {n_rows});
   check.tensor("partial", partial.view, DType::kFloat32, {-1, m, n_rows});
   check.apart({{"y", y.view}, {"partial", partial.view}}, {{"x", x.view},
