@@ -6,6 +6,7 @@ times are the host's: only to see that it works.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -156,7 +157,8 @@ class Bench:
             reason = str(error).splitlines()[0] if str(error) else ""
             self.failures.append(f"{name}: {type(error).__name__}: {reason}"[:300])
         if self.on_gpu:
-            torch.cuda.empty_cache()
+            with contextlib.suppress(RuntimeError):  # after an error that stays: told above
+                torch.cuda.empty_cache()
 
 
 def rate_share(times: dict[str, list[float]], flops: float, mm_flops: float) -> float:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cuda_harness import Bench, rows_close
+from doublesparse._torch_compat import tf32_allowed
 from doublesparse.bench import Action
 
 ROTATED_BYTES = 256 << 20
@@ -32,7 +33,7 @@ def _mask(shape: tuple[int, ...], percent: int, bench: Bench, seed: int) -> Tens
 def spmm(bench: Bench, percent: int, size: int = 4096, m: int = 512) -> None:
     """Products with W^T in float32, TF32 off; the better of dense and cuSPARSE is the peer."""
     gpu_spmm = importlib.import_module("doublesparse._gpu_spmm")
-    before = torch.backends.cuda.matmul.allow_tf32
+    before = tf32_allowed()
     torch.backends.cuda.matmul.allow_tf32 = False
     try:
         mask = _mask((size, size), percent, bench, 1)

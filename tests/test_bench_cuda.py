@@ -104,6 +104,19 @@ def test_a_failing_benchmark_is_told_and_the_others_run(bench: Any) -> None:
     assert "MinkUNet" in bench.report.text()
 
 
+def test_an_error_that_stays_on_the_device_stops_no_benchmark(
+    load: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", broken)
+    bench = load("cuda_harness").Bench(torch.device("cuda"))
+    bench.run("first", broken)
+    bench.run("second", broken)
+    assert [failure.partition(":")[0] for failure in bench.failures] == ["first", "second"]
+
+
 def test_what_differs_is_no_peer(load: Callable[[str], Any]) -> None:
     close = load("cuda_harness").rows_close
     close(torch.ones(3), torch.ones(3), 1e-3)
@@ -126,15 +139,37 @@ def test_a_part_that_fails_does_not_stop_the_others(load: Callable[[str], Any]) 
         "memcheck": lambda: check.Part("memcheck", "timeout"),
         "bench": lambda: check.Part("bench", "ok", note="3 rows"),
     }
-    parts = check.run(actions, ["racecheck"], has_gpu=True)
+    budget = check.Budget(100.0)
+    parts = check.run(actions, ["racecheck"], True, budget)
     assert [p.state for p in parts] == ["ok", "failed", "timeout", "ok"]
     assert [p.bad for p in parts] == [False, True, True, False]
     text = check.table(parts)
     assert "broken on purpose" in text and "3 rows" in text
-    without = check.run(actions, ["bench"], has_gpu=False)
+    without = check.run(actions, ["bench"], False, budget)
     assert [p.state for p in without] == ["ok", "skipped", "skipped", "skipped"]
-    unbuilt = check.run(actions | {"build": raises}, [], has_gpu=True)
+    unbuilt = check.run(actions | {"build": raises}, [], True, budget)
     assert [p.state for p in unbuilt] == ["failed", "skipped", "skipped", "skipped"]
+    late = check.run(actions, [], True, check.Budget(check.LEAST_SECONDS - 1))
+    assert {(p.state, p.note) for p in late} == {("skipped", "no time left")}
+
+
+@pytest.mark.parametrize("tool", ["memcheck", "initcheck"])
+def test_sanitizers_that_refuse_are_skipped(
+    load: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch, tool: str
+) -> None:
+    check, commands = load("cuda_check"), []
+    said = "========= Error: Device not supported. Please refer to ...\n" + 100 * "E  line\n"
+
+    def call(command: list[str], seconds: float, env: dict[str, str]) -> tuple[str, str]:
+        commands.append(command)
+        return "failed", said
+
+    monkeypatch.setattr(check, "call", call)
+    monkeypatch.setattr(check.shutil, "which", lambda name: name)
+    part = check.sanitize(tool, check.Budget(100.0), {})
+    assert (part.state, part.note) == ("skipped", "compute-sanitizer: Device not supported")
+    assert ("not wrong_structures" in commands[0]) == (tool == "initcheck")
+    assert check.refusal_in("E  RuntimeError: Device not supported\n") is None
 
 
 def test_commands_are_shown_bounded_and_told_apart(

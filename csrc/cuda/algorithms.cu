@@ -14,7 +14,7 @@ namespace ds::gpu {
 
 #ifdef DS_EMULATED
 
-int64_t algorithm_workspace(int64_t) {
+int64_t algorithm_workspace(const Stream&, int64_t) {
   return 1;
 }
 
@@ -59,7 +59,8 @@ Status unique(const Stream&, const Workspace&, const uint64_t* in, uint64_t* out
 
 #else
 
-int64_t algorithm_workspace(int64_t n) {
+int64_t algorithm_workspace(const Stream& stream, int64_t n) {
+  const DeviceGuard guard(stream);
   size_t most = 0, bytes = 0;
   const uint64_t* keys = nullptr;
   cub::DeviceRadixSort::SortPairs(nullptr, bytes, keys, static_cast<uint64_t*>(nullptr),

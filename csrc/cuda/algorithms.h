@@ -5,8 +5,8 @@
 
 namespace ds::gpu {
 
-// Bytes of workspace that serve any of the functions below for n items.
-int64_t algorithm_workspace(int64_t n);
+// Bytes of workspace that serve any of the functions below for n items on that device.
+int64_t algorithm_workspace(const Stream& stream, int64_t n);
 
 struct Workspace {
   void* at;

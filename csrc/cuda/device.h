@@ -39,9 +39,12 @@ struct Stream {
 using Status = int;
 const char* status_text(Status status);
 
+constexpr Status kInvalidConfiguration = 9;  // cudaErrorInvalidConfiguration
+
 struct Grid {
-  int64_t x = 1, y = 1, z = 1;  // x < 2^31, y and z < 2^16
+  int64_t x = 1, y = 1, z = 1;
 };
+constexpr int64_t kMostBlocks = INT32_MAX, kMostBlocksAcross = 65535;  // x; y and z
 
 DS_HOST_DEVICE constexpr int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
@@ -212,12 +215,22 @@ DS_DEVICE int64_t n_threads() {
 }
 
 // ------------------------------------------------------------------ launching
+  #ifndef DS_EMULATED
+// The status of a call, which CUDA forgets here: the next launch would be told of it again.
+inline Status told(cudaError_t status) {
+  if (status != cudaSuccess) (void)cudaGetLastError();
+  return status;
+}
+  #endif
+
 // kernel(args...) on grid blocks of `threads` threads (a multiple of 32) with that much shared
 // memory; nothing at all where the grid is empty. Arguments are passed by value.
 template <class... Params, class... Args>
 Status launch(const Stream& stream, const Grid& grid, int threads, size_t shared_bytes,
               void (*kernel)(Params...), const Args&... args) {
   if (grid.x <= 0 || grid.y <= 0 || grid.z <= 0) return 0;
+  if (grid.x > kMostBlocks || grid.y > kMostBlocksAcross || grid.z > kMostBlocksAcross)
+    return kInvalidConfiguration;
   #ifdef DS_EMULATED
   (void)stream;
   return emulation::run(
@@ -227,7 +240,7 @@ Status launch(const Stream& stream, const Grid& grid, int threads, size_t shared
   if (shared_bytes > 48 * 1024) {
     const cudaError_t status = cudaFuncSetAttribute(
         kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
-    if (status != cudaSuccess) return status;
+    if (status != cudaSuccess) return told(status);
   }
   const dim3 blocks(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y),
                     static_cast<unsigned>(grid.z));
@@ -249,6 +262,8 @@ Status fill_bytes(const Stream& stream, void* at, int byte, int64_t n_bytes);
 Status copy_to_host(const Stream& stream, void* host, const void* device,
                     int64_t n_bytes);  // waits
 int n_multiprocessors(const Stream& stream);
+// Bytes that a block may have: 99 KB on 8.6, 8.9 and 12.0, 163 KB on 8.0, 227 KB on 9.0.
+size_t most_shared_bytes(const Stream& stream);
 
 // Makes stream.device current while it lives.
 class DeviceGuard {

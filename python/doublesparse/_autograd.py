@@ -18,7 +18,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from . import ops
-from ._device import whole
+from ._device import capturing, whole
 from ._torch_compat import fast_apply, outside_transforms, traced
 
 Grads = tuple[Tensor | None, ...]
@@ -54,7 +54,9 @@ def column_sum(rows: Tensor) -> Tensor:
     """Sum over rows in a fixed order: (C,)."""
     if traced(rows):
         return torch.ops.doublesparse.column_sum(rows)
-    return ops.segment_sum(rows, None, _one_segment(rows.shape[0], rows.device)).view(-1)
+    n, device = rows.shape[0], rows.device
+    start = whole(n, device) if capturing(device) else _one_segment(n, device)
+    return ops.segment_sum(rows, None, start).view(-1)
 
 
 # ------------------------------------------------------------------ sums of rows

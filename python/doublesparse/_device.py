@@ -28,6 +28,16 @@ def moved(plan: Any, device: torch.device) -> Any:
     return plan.to(device) if hasattr(plan, "to") else plan
 
 
+def capturing(device: torch.device) -> bool:
+    """Whether a CUDA graph is being captured: nothing may be remembered then.
+
+    What is made meanwhile lies in the graph's memory, and has no values until the graph runs.
+    """
+    if device.type != "cuda" or not torch.cuda.is_initialized():
+        return False
+    return torch.cuda.is_current_stream_capturing()
+
+
 def has_kernels() -> bool:
     """Whether `gpu` has any."""
     return _kernels is not None

@@ -5,6 +5,7 @@ The form is made with torch operators on the device where the weight is.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -149,12 +150,10 @@ class BitmapWeight:
         return _from_lanes_order(self._bits(), self.n_rows, self.n_columns)
 
     def unpack(self) -> Tensor:
-        """The matrix, zeros where nothing is kept."""
-        bits = self._bits()
-        cells = self.values.new_zeros(bits.shape)
-        places = _places(bits, bits.flatten(1).sum(1), self.starts.long())
-        cells[bits] = self.values.view(-1)[places]
-        return _from_lanes_order(cells, self.n_rows, self.n_columns)
+        """The matrix, zeros where nothing is kept; the host does not wait."""
+        matrix = self.values.new_empty(self.n_rows, self.n_columns)
+        gpu().bitmap_unpack(self.words, self.values, self.starts, matrix)
+        return matrix
 
     def _bits(self) -> Tensor:
         shift = torch.arange(32, device=self.words.device, dtype=torch.int32)
@@ -223,7 +222,9 @@ def semi_structured(weight: Tensor) -> Tensor | None:
     if not torch.cuda.is_available() or torch.cuda.get_device_capability(weight.device) < (8, 0):
         return None
     try:
-        form: Tensor = convert(weight.contiguous())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # torch calls it a prototype
+            form: Tensor = convert(weight.contiguous())
     except (RuntimeError, NotImplementedError):  # as torch refuses sizes
         return None
     return form

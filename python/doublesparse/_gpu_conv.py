@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ._device import gpu
 from ._gpu_conv_grad import depthwise
+from ._torch_compat import tf32_allowed
 
 _HALF = (torch.bfloat16, torch.float16)
 _PLAN_ROWS = 32  # sorted rows that share a mask
@@ -55,7 +56,7 @@ def conv(
     table = pairs.table(len(x), n_dst)
     order, masks = _row_plan(pairs, table, len(x))
     y = x.new_empty(n_dst, c_out)
-    tf32 = torch.backends.cuda.matmul.allow_tf32
+    tf32 = tf32_allowed()
     gpu().conv(x, packed, bias, u, u_start, u_rows, table, order, masks, groups, tf32, y)
     return y
 
@@ -93,7 +94,8 @@ def _row_plan(pairs: Any, table: Tensor, n_src: int) -> _RowPlan:
         order = table.new_empty(n_dst)
         masks = table.new_empty(-(-n_dst // _PLAN_ROWS), -(-n_offsets // 32))
         keys = table.new_empty(2, n_dst, dtype=torch.int64)
-        workspace = keys.new_empty(-(-gpu().algorithm_workspace(n_dst) // 8))
+        workspace = keys.new_empty(-(-gpu().algorithm_workspace(table, n_dst) // 8))
         gpu().conv_plan(table, keys, table.new_empty(n_dst), workspace, order, masks)
-        plan = pairs.memo[key] = _RowPlan(order, masks)
+        plan = _RowPlan(order, masks)
+        pairs.remember(key, plan, table.device)
     return plan

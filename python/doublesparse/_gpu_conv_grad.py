@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ._device import gpu
+from ._torch_compat import tf32_allowed
 
 _HALF = (torch.bfloat16, torch.float16)
 
@@ -24,7 +25,7 @@ def conv_weight_grad(x: Tensor, dy: Tensor, pairs: Any, groups: int = 1) -> Tens
     workspace = torch.empty(size, dtype=_sum_type(x.dtype), device=x.device)
     dw = x.new_empty(c_out, c_in // groups, n_offsets)
     table = pairs.table(len(x), len(dy))
-    tf32 = torch.backends.cuda.matmul.allow_tf32
+    tf32 = tf32_allowed()
     kernels.conv_weight_grad(x, dy, table, groups, tf32, workspace, dw)
     return dw
 

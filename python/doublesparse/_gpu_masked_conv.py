@@ -43,7 +43,8 @@ class _KeptOffsets(NamedTuple):
                 table = table.index_select(0, self.places)
             else:
                 table = torch.full_like(table[:1], -1)
-            part = pairs.memo[key] = GpuPairs.of_table(table, n_src)
+            part = GpuPairs.of_table(table, n_src)
+            pairs.remember(key, part, table.device)
         return part
 
 

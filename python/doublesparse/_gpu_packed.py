@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ._crossover import get_crossover
+from ._device import capturing, gpu
 from ._gpu_bitmap import BitmapWeight, bitmap_spmm, semi_structured
 from ._gpu_blocks import SIZES, BlockWeight, block_spmm, block_spmm_t
 from ._gpu_masked import runs_sparse
@@ -23,9 +24,10 @@ from ._gpu_spmm import GpuCsr, PackedValues, product, sddmm, spmm
 from ._packed_weight import PackedWeight
 from ._patterns import NM, Block, from_matrix, to_matrix
 
-BITMAP_ROWS = 64
-"""Rows of activations up to which 16-bit weights are decoded inside the product, which reads them
-once per so many rows. Not measured."""
+BITMAP_ROWS = 128
+"""Rows of activations up to which 16-bit weights are decoded inside the product, once per 64 of
+them. By counting, decoding 4096 x 4096 weights twice takes 11 us of an H100, as long as writing the
+dense ones does for torch to read. Not measured."""
 
 MOST_BLOCKS = 0.6
 """Share of kept blocks up to which the product skips the others. By counted loads: a product of
@@ -37,6 +39,8 @@ _lock = RLock()
 
 class KeptWeight:
     """The kept values of a matrix and their places: 8 bytes a weight in float32, 5 in int8.
+
+    The lists of the sparse kernels, made on their first use, are 10 bytes more for few rows.
 
     Attributes:
         kept: int32 (n_kept,), or int64 where the matrix is larger: row * n_columns + column.
@@ -72,7 +76,7 @@ class KeptWeight:
     def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """`x @ W.T + bias` by the sparse kernels."""
         values, scales = self._operands(x.dtype)
-        if 0 < x.shape[0] <= 4:
+        if _is_gemv(x):
             return spmm(x, self.csr, values, bias, scales)
         return product(x, self._packed("forward", values), bias, scales)
 
@@ -93,9 +97,12 @@ class KeptWeight:
 
     def _packed(self, way: str, values: Tensor) -> PackedValues:
         key = way, values.dtype
-        if key not in self._products:
-            self._products[key] = PackedValues(getattr(self.csr, way), values)
-        return self._products[key]
+        found = self._products.get(key)
+        if found is None:
+            found = PackedValues(getattr(self.csr, way), values)
+            if not capturing(values.device):
+                self._products[key] = found
+        return found
 
 
 Stored = KeptWeight | BitmapWeight | BlockWeight
@@ -142,7 +149,7 @@ def linear(x: Tensor, packed: PackedWeight, bias: Tensor | None) -> Tensor:
     """`x @ packed.unpack().T + bias`: x (m, c_in), contiguous -> (m, c_out); no gradient."""
     form, ours = stored(packed), get_crossover() is None
     if isinstance(form, KeptWeight):
-        if _runs_sparse(x, packed):
+        if _is_gemv(x) or _runs_sparse(x, packed):
             return form.product(x, bias)
     elif x.dtype == packed.dtype:
         if isinstance(form, BlockWeight):
@@ -177,6 +184,11 @@ def _runs_sparse(x: Tensor, packed: PackedWeight) -> bool:
     return runs_sparse(x.shape[0], packed.n_kept, packed.numel(), x.dtype)
 
 
+def _is_gemv(x: Tensor) -> bool:
+    """Whether `spmm` reads the kept weights once, as they are: no dense kernel does better."""
+    return 0 < x.shape[0] <= gpu().SPMM_GEMV_ROWS and x.shape[1] <= gpu().SPMM_GEMV_COLUMNS
+
+
 def _kept(packed: PackedWeight) -> KeptWeight:
     """For products that blocks and bitmaps have no kernel for, where all must run on ours."""
     form = stored(packed)
@@ -190,7 +202,10 @@ def _kept(packed: PackedWeight) -> KeptWeight:
 
 
 def _semi_structured(packed: PackedWeight) -> Tensor | None:
-    if "gpu 2:4" not in packed._forms:
-        packed._forms["gpu 2:4"] = semi_structured(dense(packed, packed.dtype))
-    weight: Tensor | None = packed._forms["gpu 2:4"]
+    if "gpu 2:4" in packed._forms:
+        found: Tensor | None = packed._forms["gpu 2:4"]
+        return found
+    weight = semi_structured(dense(packed, packed.dtype))
+    if not capturing(packed.device):
+        packed._forms["gpu 2:4"] = weight
     return weight

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._device import gpu
+from ._device import capturing, gpu
 
 
 class _Table(NamedTuple):
@@ -139,9 +139,7 @@ class GpuPairs:
             # Kernels compare what they read with n_src, so one table does for every bound above it.
             if kept is not None and kept[1] == n_dst and kept[0] <= n_src:
                 return kept.rows
-            kept = _Table(n_src, n_dst, self._table_of_lists(n_src, n_dst))
-            store.tables[side] = kept
-            return kept.rows
+            return self._keep(_Table(n_src, n_dst, self._table_of_lists(n_src, n_dst))).rows
         known = store.rows if side == 0 else store.rows[::-1]
         if n_src < known[0] or n_dst < known[1]:
             raise ValueError(
@@ -149,10 +147,20 @@ class GpuPairs:
                 f"{n_dst}; pass those of this rulebook"
             )
         if kept is None:
-            kept = store.tables[side] = self._turned(*known)
+            kept = self._keep(self._turned(*known))
         if n_dst == known[1]:
             return kept.rows
         return torch.nn.functional.pad(kept.rows, (0, n_dst - known[1]), value=-1)
+
+    def remember(self, key: Any, value: Any, device: torch.device) -> None:
+        """Keep what a caller made on the device in `memo`, unless it is `capturing`."""
+        if not capturing(device):
+            self.memo[key] = value
+
+    def _keep(self, table: _Table) -> _Table:
+        if not capturing(table.rows.device):
+            self._store.tables[self._side] = table
+        return table
 
     def _table_of_lists(self, n_src: int, n_dst: int) -> Tensor:
         src, dst, start = self.src_rows, self.dst_rows, self.offset_start
@@ -187,7 +195,7 @@ def _lists_of(table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     tiles = -(-n_dst // gpu().kTileRows)  # of an offset
     counts = table.new_empty(n_offsets * tiles + 1)
     tile_start = counts.new_empty(len(counts), dtype=torch.int64)
-    room = gpu().algorithm_workspace(len(counts))
+    room = gpu().algorithm_workspace(table, len(counts))
     workspace = tile_start.new_empty(-(-room // 8))
     gpu().count_pairs(table, workspace, counts, tile_start)
     n_pairs = int(tile_start[-1])  # the one read back

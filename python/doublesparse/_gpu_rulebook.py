@@ -89,7 +89,7 @@ def output_coords(
         grown = (*shape[:first], *out_shape[first:])
         n = len(keys) * math.prod(n_outputs[first:end])
         expanded, ordered, n_out = (keys.new_empty(m) for m in (n, n, 1))
-        workspace = keys.new_empty(-(-gpu().algorithm_workspace(n) // 8))
+        workspace = keys.new_empty(-(-gpu().algorithm_workspace(keys, n) // 8))
         walk = (kernel, stride, padding, dilation, transposed, first, end)
         gpu().dilate_keys(
             keys, n_samples, shape, grown, *walk, workspace, expanded, ordered, n_out

@@ -19,7 +19,7 @@ _MOST_ROWS = 2**31 - 1
 
 def _workspace(like: Tensor, n: int) -> Tensor:
     """For the algorithms on n items."""
-    return like.new_empty(gpu().algorithm_workspace(n), dtype=torch.int8)
+    return like.new_empty(gpu().algorithm_workspace(like, n), dtype=torch.int8)
 
 
 # ------------------------------------------------------------------ rows

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 
+from ._device import capturing
 from ._running import Running
 from ._torch_compat import traced
 
@@ -65,7 +66,7 @@ def remembered(
     found = memo.get(whole)
     if found is None:
         value = make()
-        if value is ground or len(memo) >= _MEMO_SIZE:
+        if value is ground or len(memo) >= _MEMO_SIZE or capturing(ground.values.device):
             return value
         if getattr(value, "memo", memo) is None:  # a ground, not yet anybody's
             cast("Any", value).memo = Memo(memo.owner)

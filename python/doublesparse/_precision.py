@@ -32,11 +32,13 @@ def wide(values: _T) -> _T:
 
 
 def for_torch(values: _T) -> _T:
-    """What torch's dense kernels get: 16-bit values as float32, unless the machine multiplies them.
+    """What torch's dense kernels get: 16-bit values as float32, unless the device multiplies them.
 
-    Without AMX torch's bfloat16 convolution is slower than its float32.
+    On a CPU without AMX torch's bfloat16 convolution is slower than its float32.
     """
-    if values is not None and values.dtype == torch.bfloat16 and _C.isa_chosen() == "amx":
+    if values is None or values.is_cuda:
+        return values
+    if values.dtype == torch.bfloat16 and _C.isa_chosen() == "amx":
         return values
     return wide(values)
 

@@ -40,6 +40,15 @@ def add_safe_globals(names: list[Any]) -> None:
     torch.serialization.add_safe_globals(names)
 
 
+def tf32_allowed() -> bool:
+    """Whether torch's float32 products may round their factors to TF32 on a CUDA device."""
+    matmul = torch.backends.cuda.matmul
+    try:  # torch >= 2.9, where reading `allow_tf32` raises once this has been set
+        return bool(matmul.fp32_precision == "tf32")
+    except AttributeError:
+        return matmul.allow_tf32
+
+
 def fast_apply(function: type[torch.autograd.Function]) -> Callable[..., Any]:
     """`function.apply` without the Python layer that serves functorch; that is a third of its cost.
 

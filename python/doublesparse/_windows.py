@@ -18,7 +18,7 @@ from . import _cache, ops
 from ._autograd import Segments
 from ._autograd_windows import Table
 from ._classes import Array, AxisClasses, flat_taps
-from ._device import CPU
+from ._device import CPU, capturing
 from ._geometry import Steps
 from ._ground import MAX_ROWS, GroundState
 from ._memo import memo_of, remembered
@@ -137,8 +137,8 @@ def _every_tap(n_rows: int, n_offsets: int, device: torch.device) -> ops.Pairs:
 
 def every_tap(n_rows: int, n_offsets: int, device: torch.device) -> ops.Pairs:
     """What the whole table u = W_k G is computed from; small ones are remembered."""
-    small = n_rows * n_offsets <= _SMALL
-    return (_every_tap if small else _every_tap.__wrapped__)(n_rows, n_offsets, device)
+    known = n_rows * n_offsets <= _SMALL and not capturing(device)
+    return (_every_tap if known else _every_tap.__wrapped__)(n_rows, n_offsets, device)
 
 
 @untraced

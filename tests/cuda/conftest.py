@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from doublesparse import _C, _device
+from doublesparse._torch_compat import tf32_allowed
 
 # Another build of the emulated kernels than the package's: `make cuda-memcheck`.
 if emulated_path := os.environ.get("DOUBLESPARSE_EMULATED_PATH"):
@@ -50,6 +51,23 @@ def any_order(
         pytest.skip("a GPU orders its threads itself")
     monkeypatch.setenv("DOUBLESPARSE_EMULATION_ORDER", request.param)
     return gpu_device
+
+
+@pytest.fixture
+def tf32() -> Iterator[None]:
+    """TF32 is allowed in float32 products."""
+    before = tf32_allowed()
+    torch.backends.cuda.matmul.allow_tf32 = True
+    yield
+    torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@pytest.fixture(scope="session")
+def n_multiprocessors(gpu_device: torch.device) -> int:
+    """Of the device; the emulation says 4."""
+    if gpu_device.type != "cuda":
+        return 4
+    return torch.cuda.get_device_properties(gpu_device).multi_processor_count
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -27,12 +27,12 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 @pytest.mark.parametrize("density", [0.0, 0.1, 0.5, 1.0])
-@pytest.mark.parametrize("shape", [(1, 1), (64, 128), (65, 136), (70, 403)])
+@pytest.mark.parametrize("shape", [(0, 8), (5, 0), (1, 1), (64, 128), (65, 136), (130, 403)])
 def test_bitmaps_unpack_to_what_was_packed(
-    gpu_device: torch.device, density: float, shape: tuple[int, int]
+    any_order: torch.device, density: float, shape: tuple[int, int]
 ) -> None:
     weight, mask = torch.randn(shape).bfloat16(), _mask(*shape, density)
-    packed = bitmap.BitmapWeight.pack(weight.to(gpu_device), mask.to(gpu_device))
+    packed = bitmap.BitmapWeight.pack(weight.to(any_order), mask.to(any_order))
     assert torch.equal(packed.mask().cpu(), mask)
     assert torch.equal(packed.unpack().cpu(), torch.where(mask, weight, 0))
 
@@ -40,7 +40,8 @@ def test_bitmaps_unpack_to_what_was_packed(
 def test_bitmaps_take_the_bytes_that_they_promise(gpu_device: torch.device) -> None:
     weight = torch.ones(512, 512, dtype=torch.bfloat16)
     for density in (0.1, 0.3, 0.5):
-        packed = bitmap.BitmapWeight.pack(weight.to(gpu_device), _mask(512, 512, density))
+        mask = _mask(512, 512, density).to(gpu_device)
+        packed = bitmap.BitmapWeight.pack(weight.to(gpu_device), mask)
         kept = int(packed.mask().sum())
         assert packed.nbytes <= 2 * kept + weight.numel() / 8 + 32 * 18 + 4
 
@@ -107,6 +108,7 @@ def test_wrong_words_lead_nowhere(gpu_device: torch.device) -> None:
     packed.starts.add_(1 << 20)
     y = bitmap.bitmap_spmm(torch.ones(1, 128, dtype=torch.bfloat16, device=gpu_device), packed)
     assert y.shape == (1, 64)
+    assert packed.unpack().shape == weight.shape
 
 
 def test_bitmap_errors_name_the_argument(gpu_device: torch.device) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +14,7 @@ import cases
 from conv_cases import CONV_CASES, conv_oracle, conv_sample
 from doublesparse import _gpu_conv
 from doublesparse._gpu_pairs import GpuPairs
+from doublesparse._torch_compat import tf32_allowed
 from inputs import random_plan
 from op_case import Sample, arrays
 
@@ -48,14 +48,6 @@ def plan_of(rng: np.random.Generator, n_rows: int, n_offsets: int, density: floa
     return random_plan(rng, n_rows, n_rows, n_offsets, density)
 
 
-@pytest.fixture
-def tf32() -> Iterator[None]:
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = True
-    yield
-    torch.backends.cuda.matmul.allow_tf32 = before
-
-
 @pytest.mark.parametrize("integers", [True, False])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", CASES)
@@ -87,13 +79,24 @@ def test_sizes_around_tiles(
     cases.check(CASES["conv"], sample, on(gpu_device))
 
 
+def test_tf32_by_either_name(tf32: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert tf32_allowed()
+    old = SimpleNamespace(allow_tf32=True)  # of torch before 2.9
+    monkeypatch.setattr(torch.backends.cuda, "matmul", old)
+    assert tf32_allowed()
+    old.allow_tf32 = False
+    assert not tf32_allowed()
+    old.fp32_precision = "tf32"
+    assert tf32_allowed()
+
+
 @pytest.mark.parametrize("dtype", (torch.float32, *HALF))
-@pytest.mark.parametrize(("c_out", "n_rows"), [(128, 1024), (64, 1024)])
+@pytest.mark.parametrize("c_out", [128, 64])
 def test_large_tiles(
-    gpu_device: torch.device, tf32: None, dtype: torch.dtype, c_out: int, n_rows: int
+    gpu_device: torch.device, n_multiprocessors: int, tf32: None, dtype: torch.dtype, c_out: int
 ) -> None:
-    """Enough blocks of 128 rows for the 4 multiprocessors of the emulation."""
-    rng = np.random.default_rng(1)
+    """Two blocks of 128 rows for every multiprocessor."""
+    rng, n_rows = np.random.default_rng(1), 2 * 128 * n_multiprocessors
     plan = plan_of(rng, n_rows - 1, 3, 0.4)
     x, weight = rng.integers(-4, 5, (n_rows - 1, 40)), rng.integers(-4, 5, (c_out, 40, 3))
     y = on(gpu_device).conv(
@@ -122,10 +125,12 @@ def test_orders_of_threads(
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, *HALF))
-def test_bits_do_not_depend_on_other_rows(gpu_device: torch.device, dtype: torch.dtype) -> None:
+def test_bits_do_not_depend_on_other_rows(
+    gpu_device: torch.device, n_multiprocessors: int, dtype: torch.dtype
+) -> None:
     """A row alone, and among others that make its tile larger and its steps more."""
     rng = np.random.default_rng(3)
-    plan = plan_of(rng, 1100, 5, 0.4)
+    plan = plan_of(rng, 2 * 128 * n_multiprocessors + 76, 5, 0.4)
     sample = conv_sample(rng, plan, 24, 64, 1, dtype, False)
     n = 50
     keep = plan.dst_rows < n

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
@@ -82,14 +81,6 @@ def test_chunks_and_the_same_bits_in_any_order(gpu_device, rng, dtype, monkeypat
     (first,) = sample.call(ops, "conv_weight_grad")
     monkeypatch.setenv("DOUBLESPARSE_EMULATION_ORDER", "5")
     assert torch.equal(first, sample.call(ops, "conv_weight_grad")[0])
-
-
-@pytest.fixture
-def tf32() -> Iterator[None]:
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = True
-    yield
-    torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def test_tf32_is_exact_on_small_integers(any_order, rng, tf32) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import doublesparse as ds
 from conftest import has_gpu
 from doublesparse import functional as F
+from doublesparse._precision import for_torch
 
 
 @pytest.fixture(autouse=True)
@@ -272,7 +273,23 @@ def test_crossover() -> None:
     """Where layers run dense, torch's kernels run on the device."""
     ds.set_crossover("auto")
     torch.manual_seed(0)
-    _on_both(lambda x, m: m(x), _with_ground("value", (6, 6), 3), _Block(3), atol=1e-4)
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        _on_both(lambda x, m: m(x), _with_ground("value", (6, 6), 3), _Block(3), atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_torchs_kernels_get_what_the_device_multiplies(dtype: torch.dtype) -> None:
+    values = torch.ones(2).to("cuda", dtype)
+    assert for_torch(values) is values and for_torch(None) is None
+    ds.set_crossover("auto")
+    features = _integers(25, 3).to(dtype)
+    cells = torch.ones(1, 5, 5).nonzero()
+    x = ds.SparseTensor(features, cells, (5, 5), 1).to("cuda")
+    layer = _whole(nn.Conv2d(3, 4, 3, padding=1)).to("cuda", dtype)
+    operands = (x.to_dense(), layer.weight, layer.bias)
+    want = nn.functional.conv2d(*(t.detach().cpu().double() for t in operands), padding=1)
+    with torch.no_grad():
+        assert torch.equal(layer(x).to_dense().cpu(), want.to(dtype))
 
 
 def test_training_step() -> None:

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 from collections.abc import Iterator
 
 import pytest
 import torch
 import torch.nn.functional as F
-from emulated_device import emulated_cuda
+from emulated_device import Traffic, emulated_cuda
 from torch import Tensor
 
 import doublesparse as ds
-from doublesparse import _C, _gpu_packed
+from conftest import has_gpu
+from doublesparse import _gpu_packed
 
 
 @pytest.fixture(autouse=True)
-def cuda() -> Iterator[None]:
-    """A CUDA device, or the emulated one."""
-    with contextlib.ExitStack() as stack:
-        if not (_C.has_cuda and torch.cuda.is_available()):
-            kernels = pytest.importorskip("doublesparse._emulated", reason="no emulated kernels")
-            stack.enter_context(emulated_cuda(kernels))
-        yield
+def traffic() -> Iterator[Traffic]:
+    """A CUDA device, which is not watched, or the emulated one."""
+    if has_gpu():
+        yield Traffic()
+        return
+    kernels = pytest.importorskip("doublesparse._emulated", reason="no emulated kernels")
+    with emulated_cuda(kernels) as counted:
+        yield counted
 
 
 @pytest.fixture(params=[None, "auto"], ids=["ours", "auto"])
@@ -74,7 +75,7 @@ def test_products_and_gradients(name: str, stored: torch.dtype) -> None:
     for dtype in FLOATS:
         if stored != torch.int8 and torch.promote_types(dtype, stored) != dtype:
             continue
-        for m in (1, 5, 70):
+        for m in (1, 5, 130):
             x, bias, dy = numbers(m, 160), numbers(128), torch.randint(-1, 2, (m, 128)).float()
             exact = F.linear(x.double(), dense, bias.double()), dy.double() @ dense
             own = x.to("cuda", dtype).requires_grad_()
@@ -84,6 +85,34 @@ def test_products_and_gradients(name: str, stored: torch.dtype) -> None:
             for got, want in zip((y, dx, again), (*exact, exact[1]), strict=True):
                 assert got.is_cuda and got.dtype == dtype
                 assert torch.equal(got.detach().cpu(), want.to(dtype)), (dtype, m)
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16], ids=str)
+def test_the_host_does_not_wait(stored: torch.dtype, traffic: Traffic) -> None:
+    """But for the weight's form, once: whether products decode it, or it is made dense."""
+    weight, mask = integer_weight((64, 160), ds.Unstructured())
+    packed = ds.PackedWeight.pack(weight, mask, dtype=stored).to("cuda")
+    x, dy = numbers(200, 160).to("cuda", stored), numbers(200, 64).to("cuda", stored)
+    reads = []
+    for _ in range(2):
+        for m in (1, 40, 200):
+            ds.functional.spmm(packed, x[:m])
+        ds.functional.spmm_t(packed, dy)
+        reads.append(traffic.reads)
+    assert reads[0] == reads[1]
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_few_rows_make_no_weight_dense(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight, mask = integer_weight((64, 160), ds.Unstructured())
+    packed = ds.PackedWeight.pack(weight, mask, dtype=dtype).to("cuda")
+    monkeypatch.setattr(_gpu_packed, "dense", None)
+    for m in (1, 4):
+        x = numbers(m, 160)
+        y = ds.functional.spmm(packed, x.to("cuda", dtype))
+        assert torch.equal(y.cpu(), (x @ torch.where(mask, weight, 0).t()).to(dtype))
 
 
 @pytest.mark.parametrize("stored", STORED, ids=str)

@@ -34,7 +34,7 @@ def starts_of(sizes: list[int]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("channels", [2, 9])
+@pytest.mark.parametrize("channels", [2, 8, 9])
 def test_long_segments_are_added_in_the_cpus_order(dtype, channels, any_order) -> None:
     """Chunks of 1024: one less, exactly as many, one more; trees of 1, 2, 3 and 5 chunks."""
     start = starts_of([1023, 0, 1024, 1025, 1, 2100, 4097, 3])

@@ -117,6 +117,28 @@ def test_nothing_spreads_that_is_not_kept(gpu_device: torch.device, m: int) -> N
     assert bool(y.isfinite().all())
 
 
+@pytest.mark.parametrize("kind", [*KINDS, torch.float64], ids=str)
+def test_blocks_with_less_shared_memory_give_the_same_bits(
+    any_order: torch.device, monkeypatch: pytest.MonkeyPatch, kind: torch.dtype
+) -> None:
+    if any_order.type == "cuda":
+        pytest.skip("a GPU has what it has")
+    _, weight, mask = sample(0, 270, 140, 0.6)
+    dtype = kind if kind == torch.float64 else torch.float32
+    x, dy = torch.randn(140, 270, dtype=dtype), torch.randn(140, 140, dtype=dtype)
+    csr, values = spmm.GpuCsr(mask), weight[mask].to(kind)
+    scales = torch.rand(140) if kind == torch.int8 else None
+    results = []
+    for n_bytes in (227 << 10, 99 << 10):
+        monkeypatch.setenv("DOUBLESPARSE_EMULATION_SHARED", str(n_bytes))
+        results.append((spmm.spmm(x, csr, values, None, scales), spmm.sddmm(dy, x, csr)))
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
+    monkeypatch.setenv("DOUBLESPARSE_EMULATION_SHARED", str(40 << 10))
+    with pytest.raises(RuntimeError, match="shared bytes"):
+        spmm.spmm(x, csr, values, None, scales)
+
+
 def test_wrong_input_is_refused(gpu_device: torch.device) -> None:
     x, weight, mask = (t.to(gpu_device) for t in sample(6, 20, 9, 0.3))
     csr = spmm.GpuCsr(mask)

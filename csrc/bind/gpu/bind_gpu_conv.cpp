@@ -82,7 +82,7 @@ void plan_rows(const Arg& table, const Arg& keys, const Arg& rows, const Arg& wo
   check.tensor("rows", rows.view, DType::kInt32, {n_dst});
   check.tensor("workspace", workspace.view, DType::kInt64, {-1});
   check.at_least("bytes of workspace", 8 * workspace.view.shape[0],
-                 gpu::algorithm_workspace(n_dst));
+                 gpu::algorithm_workspace(stream_of(workspace), n_dst));
   check.tensor("order", order.view, DType::kInt32, {n_dst});
   check.tensor("masks", masks.view, DType::kInt32,
                {gpu::plan_groups(n_dst), gpu::mask_words(n_offsets)});

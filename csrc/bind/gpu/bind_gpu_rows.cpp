@@ -74,7 +74,8 @@ void join_rows(const Arg& a, const Arg& b, const Arg& workspace, const Arg& rank
     throw py::value_error("join_rows: a and b must have fewer than 2^31 rows together, got " +
                           std::to_string(n));
   check.tensor("workspace", workspace.view, DType::kInt8, {-1});
-  check.at_least("bytes of workspace", workspace.view.shape[0], gpu::algorithm_workspace(n_a + 1));
+  check.at_least("bytes of workspace", workspace.view.shape[0],
+                 gpu::algorithm_workspace(stream_of(workspace), n_a + 1));
   check.tensor("rank", rank.view, DType::kInt32, {n_a});
   check.tensor("shared", shared.view, DType::kInt32, {n_a + 1});
   check.tensor("before", before.view, DType::kInt32, {n_a + 1});

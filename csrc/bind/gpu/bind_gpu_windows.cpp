@@ -10,7 +10,8 @@ namespace py = pybind11;
 
 gpu::Workspace workspace_for(const Check& check, const Arg& workspace, int64_t n) {
   check.tensor("workspace", workspace.view, DType::kInt8, {-1});
-  check.at_least("bytes of workspace", workspace.view.shape[0], gpu::algorithm_workspace(n));
+  check.at_least("bytes of workspace", workspace.view.shape[0],
+                 gpu::algorithm_workspace(stream_of(workspace), n));
   return {workspace.view.data, workspace.view.shape[0]};
 }
 

@@ -26,7 +26,10 @@ void throw_if(const char* operation, gpu::Status status) {
 }
 
 void bind_gpu(pybind11::module_& m) {
-  m.def("algorithm_workspace", &gpu::algorithm_workspace, pybind11::arg("n"));
+  m.def(
+      "algorithm_workspace",
+      [](const Arg& like, int64_t n) { return gpu::algorithm_workspace(stream_of(like), n); },
+      pybind11::arg("like"), pybind11::arg("n"));
   bind_gpu_bitmap(m);
   bind_gpu_blocks(m);
   bind_gpu_sites(m);

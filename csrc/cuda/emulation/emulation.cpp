@@ -218,8 +218,8 @@ int Machine::run(const Place& blocks, unsigned threads, size_t shared_bytes, voi
   if (stacks_ == nullptr || shared_ == nullptr) return !fails("no memory");
   if (threads == 0 || threads > kMostThreads || threads % kLanes != 0)
     return !fails(std::to_string(threads) + " threads");
-  if (shared_bytes > kMostShared) return !fails(std::to_string(shared_bytes) + " shared bytes");
-  if (blocks.y > 65535 || blocks.z > 65535) return !fails("grid too large");
+  if (shared_bytes > most_shared_bytes())
+    return !fails(std::to_string(shared_bytes) + " shared bytes");
   const char* wanted = std::getenv("DOUBLESPARSE_EMULATION_ORDER");
   const std::string order = wanted != nullptr && *wanted != '\0' ? wanted : "forward";
   for (auto [list, n] : {std::pair{&warp_order_, kMostThreads / kLanes}, {&lane_order_, kLanes}}) {
@@ -242,6 +242,11 @@ int Machine::run(const Place& blocks, unsigned threads, size_t shared_bytes, voi
 
 }  // namespace
 
+size_t most_shared_bytes() {
+  const char* wanted = std::getenv("DOUBLESPARSE_EMULATION_SHARED");
+  const size_t n = wanted != nullptr ? std::strtoul(wanted, nullptr, 10) : kMostShared;
+  return std::min(n, kMostShared);
+}
 void* shared_memory() {
   return Machine::here().shared();
 }

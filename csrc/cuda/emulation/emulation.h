@@ -4,7 +4,7 @@
 // for has not happened, writing past the shared memory, a barrier that not all threads reach, and a
 // warp operation that not all lanes reach are errors, and
 // DOUBLESPARSE_EMULATION_ORDER=forward|reverse|N (N a seed) changes the order of threads, so that a
-// missing barrier changes results.
+// missing barrier changes results. DOUBLESPARSE_EMULATION_SHARED=N: a GPU whose blocks have less.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -32,6 +32,8 @@ struct Where {
 extern __thread Where where;  // of the running fiber; no constructor, so reading it is one load
 
 void* shared_memory();
+// DOUBLESPARSE_EMULATION_SHARED, or what sm_90 has: what a block may have.
+size_t most_shared_bytes();
 void sync_block();
 void sync_warp();
 

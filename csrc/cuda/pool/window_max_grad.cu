@@ -25,7 +25,7 @@ struct WinnerSource {
     for (int e = 0; e < N; ++e) sums[e] = 0;
   }
 
-  template <int N>
+  template <int N, int>  // as many windows of a row are in flight, however many it has
   DS_DEVICE void add(int64_t, const Range& range, int64_t channel, Acc<T> (&sums)[N]) const {
     for (int64_t j = range.begin; j < range.end; j += kWindowsAhead) {
       Pack<T, N> ahead[kWindowsAhead];

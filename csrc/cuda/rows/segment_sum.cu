@@ -40,7 +40,7 @@ struct RowSource {
     }
   }
 
-  template <int N>
+  template <int N, int kFar>
   DS_DEVICE void add(int64_t segment, const Range& range, int64_t channel,
                      Acc<T> (&sums)[N]) const {
     Acc<T> centre[N] = {};
@@ -48,20 +48,27 @@ struct RowSource {
 #pragma unroll
       for (int e = 0; e < N; ++e) centre[e] = wide(mean[segment * n_channels + channel + e]);
     }
-    const T* column = values + channel;
-    for (int64_t j = range.begin; j < range.end; j += kAhead) {
-      Pack<T, N> ahead[kAhead];
-      bool there[kAhead];
+    int64_t j = range.begin;
+    for (; j + kFar <= range.end; j += kFar)
+      add_rows<kFar, N>({j, j + kFar}, channel, centre, sums);
+    for (; j < range.end; j += kAhead) add_rows<kAhead, N>({j, range.end}, channel, centre, sums);
+  }
+
+  // The first kRows of a range, or all of them, their loads before their additions.
+  template <int kRows, int N>
+  DS_DEVICE void add_rows(const Range& range, int64_t channel, const Acc<T> (&centre)[N],
+                          Acc<T> (&sums)[N]) const {
+    Pack<T, N> ahead[kRows];
+    bool there[kRows];
 #pragma unroll
-      for (int i = 0; i < kAhead; ++i) {
-        const int64_t row = j + i < range.end ? row_of(j + i) : -1;
-        there[i] = row >= 0;
-        if (there[i]) ahead[i] = load_pack<N>(column + row * n_channels);
-      }
-#pragma unroll
-      for (int i = 0; i < kAhead; ++i)
-        if (there[i]) add_row<N>(ahead[i], centre, sums);
+    for (int i = 0; i < kRows; ++i) {
+      const int64_t row = range.begin + i < range.end ? row_of(range.begin + i) : -1;
+      there[i] = row >= 0;
+      if (there[i]) ahead[i] = load_pack<N>(values + row * n_channels + channel);
     }
+#pragma unroll
+    for (int i = 0; i < kRows; ++i)
+      if (there[i]) add_row<N>(ahead[i], centre, sums);
   }
 };
 

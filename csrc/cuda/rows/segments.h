@@ -8,8 +8,9 @@
 // segment (n > 1024) has ceil(n / 1024) <= n / 512 chunks, rounded down, so that the slots of
 // segments never meet; and the segment of slot t is the last that begins at or before 512 t.
 //
-// Tile     one thread has a pack of channels of a segment (or chunk) and kAhead rows in flight:
-//          8 x 16 bytes a thread cover the latency of memory with a few warps per multiprocessor.
+// Tile     one thread has a pack of channels of a segment and kAhead rows in flight: 8 x 16 bytes a
+//          thread cover the latency of memory with a few warps per multiprocessor. There are fewer
+//          chunks, 1024 rows each: 256 or 512 bytes a thread.
 // Bound    bytes: every row that is named is read once.
 #pragma once
 #include "cuda/rows/row_packs.h"
@@ -19,6 +20,7 @@ namespace ds::gpu {
 constexpr int64_t kSegmentChunk = 1024;
 constexpr int64_t kSlotPositions = kSegmentChunk / 2;
 constexpr int kAhead = 8;
+constexpr int64_t kManyThreads = 65536;
 constexpr int kTreeThreads = 512;
 constexpr int kTreeChannels = 8;
 
@@ -63,7 +65,8 @@ DS_DEVICE Chunk chunk_of(const Segments& s, int64_t slot) {
   return {used ? low - 1 : -1, number, n_chunks, range};
 }
 
-// Source::add<N>(segment, range, channel, sums): adds the range's positions to the sums in order.
+// Source::add<N, kFar>(segment, range, channel, sums): adds the range's positions to the sums in
+// order, as many as kFar in flight.
 // Source::begin<N>(channel, sums): what a sum starts from (the bias, or zero).
 template <class T, int N, class Source>
 __global__ void short_segments_kernel(Segments s, Source source, T* out) {
@@ -74,13 +77,14 @@ __global__ void short_segments_kernel(Segments s, Source source, T* out) {
     if (range.end - range.begin > kSegmentChunk) continue;
     Acc<T> sums[N];
     source.template begin<N>(at.channel, sums);
-    source.template add<N>(at.row, range, at.channel, sums);
+    source.template add<N, kAhead>(at.row, range, at.channel, sums);
     store_sums(out + at.row * s.n_channels + at.channel, sums);
   }
 }
 
 template <class T, int N, class Source>
 __global__ void chunks_kernel(Segments s, Source source, int64_t n_slots, Acc<T>* slots) {
+  constexpr int kFar = N * sizeof(T) < 16 ? 32 : 16;  // few threads, with registers to spare
   const int64_t per_row = s.n_channels / N;
   for (int64_t i = thread_index(); i < n_slots * per_row; i += n_threads()) {
     const PackPlace at = pack_place(i, per_row, N);
@@ -89,8 +93,8 @@ __global__ void chunks_kernel(Segments s, Source source, int64_t n_slots, Acc<T>
     const int64_t begin = chunk.range.begin + chunk.number * kSegmentChunk;
     const int64_t end = begin + kSegmentChunk;
     Acc<T> sums[N] = {};
-    source.template add<N>(chunk.segment, {begin, end < chunk.range.end ? end : chunk.range.end},
-                           at.channel, sums);
+    const Range range{begin, end < chunk.range.end ? end : chunk.range.end};
+    source.template add<N, kFar>(chunk.segment, range, at.channel, sums);
 #pragma unroll
     for (int e = 0; e < N; ++e) slots[at.row * s.n_channels + at.channel + e] = sums[e];
   }
@@ -99,13 +103,15 @@ __global__ void chunks_kernel(Segments s, Source source, int64_t n_slots, Acc<T>
 // Block (slot, kTreeChannels channels): the tree of the segment whose first slot it is.
 template <class T, class Source>
 __global__ void trees_kernel(Segments s, Source source, Acc<T>* slots, T* out) {
-  const Chunk chunk = chunk_of(s, blockIdx.x);
+  const auto across = static_cast<uint32_t>(ceil_div(s.n_channels, kTreeChannels));
+  const int64_t slot = blockIdx.x / across;
+  const Chunk chunk = chunk_of(s, slot);
   if (chunk.segment < 0 || chunk.number != 0) return;  // the whole block
-  const int64_t channel = static_cast<int64_t>(blockIdx.y) * kTreeChannels +
+  const int64_t channel = static_cast<int64_t>(blockIdx.x % across) * kTreeChannels +
                           static_cast<int>(threadIdx.x) % kTreeChannels;
   const int first_pair = static_cast<int>(threadIdx.x) / kTreeChannels;
   constexpr int kPairs = kTreeThreads / kTreeChannels;
-  Acc<T>* column = slots + static_cast<int64_t>(blockIdx.x) * s.n_channels + channel;
+  Acc<T>* column = slots + slot * s.n_channels + channel;
   for (int64_t step = 1; step < chunk.n_chunks; step *= 2) {
     for (int64_t i = first_pair * 2 * step; i + step < chunk.n_chunks; i += kPairs * 2 * step)
       if (channel < s.n_channels) column[i * s.n_channels] += column[(i + step) * s.n_channels];
@@ -128,13 +134,15 @@ Status reduce_segments(const Stream& stream, const Segments& s, const Source& so
         launch(stream, {blocks_for(s.n_segments * per_row, kPackThreads)}, kPackThreads, 0,
                short_segments_kernel<T, N, Source>, s, source, out);
     if (status != 0 || n_slots == 0) return status;
-    return launch(stream, {blocks_for(n_slots * per_row, kPackThreads)}, kPackThreads, 0,
+    // Few threads: a warp or two for each of many multiprocessors.
+    const int threads = n_slots * per_row < kManyThreads ? 2 * kWarp : kPackThreads;
+    return launch(stream, {blocks_for(n_slots * per_row, threads)}, threads, 0,
                   chunks_kernel<T, N, Source>, s, source, n_slots, slots);
   };
   if (s.n_segments == 0 || s.n_channels == 0) return 0;
   const Status status = with_packs<T>(s.n_channels, places, run);
   if (status != 0) return status;
-  return launch(stream, {segment_slots(s.n_positions), ceil_div(s.n_channels, kTreeChannels)},
+  return launch(stream, {segment_slots(s.n_positions) * ceil_div(s.n_channels, kTreeChannels)},
                 kTreeThreads, 0, trees_kernel<T, Source>, s, source, slots, out);
 }
 

@@ -42,17 +42,21 @@ struct BitmapTiling {
   static_assert(kStrips * kStripRows == kRows && kSteps * 16 == kColumns);
 };
 
-// T (bf16 or f16) for x, values and y.
-struct BitmapProduct {
-  const void* x;  // (m, n_columns), n_columns a multiple of 8, 16-byte aligned
+struct BitmapMatrix {
   const uint32_t* words;
   const void* values;
   const int32_t* starts;
+  int64_t n_rows, n_columns;
+  int64_t n_units;  // of values: 16 bytes each
+};
+
+// T (bf16 or f16) for x, values and y.
+struct BitmapProduct : BitmapMatrix {
+  const void* x;      // (m, n_columns), n_columns a multiple of 8, 16-byte aligned
   const float* bias;  // (n_rows), or null
   float* partial;     // (n_parts, m, n_rows)
   void* y;            // (m, n_rows)
-  int64_t m, n_rows, n_columns;
-  int64_t n_units;  // of values: 16 bytes each
+  int64_t m;
   int most_values;  // of a tile
   int n_parts;      // of the columns
 };
@@ -62,5 +66,8 @@ int bitmap_parts(const Stream& stream, int64_t m, int64_t n_rows, int64_t n_colu
 
 template <class T>
 Status bitmap_spmm(const Stream& stream, const BitmapProduct& p);
+
+// out (n_rows, n_columns), 16 bits each, zeros where nothing is kept; 4-byte aligned.
+Status bitmap_unpack(const Stream& stream, const BitmapMatrix& w, void* out);
 
 }  // namespace ds::gpu

@@ -5,18 +5,19 @@
 // evenly) and kM rows of activations, of which a lane has kVec neighbours. Per entry a warp reads
 // 16 bytes a lane (4 cycles of shared memory for 128 multiply-adds of float32) and half a
 // broadcast, so shared memory is what bounds it: 28 useful TFLOP/s on an H100, whatever the
-// density.
+// density. Two stages, or one where a block has too little shared memory: nothing is multiplied
+// while a panel comes then, but all sums have the same terms in the same order.
 #pragma once
 #include "cuda/async_copy.h"
 #include "cuda/spmm/plan.h"
 
 namespace ds::gpu {
 
-template <class T_, class V_, int kVec_, int kWarps_>
+template <class T_, class V_, int kVec_, int kWarps_, int kStages_ = 2>
 struct PanelTile {
   using T = T_;  // of activations and sums
   using V = V_;  // of stored values
-  static constexpr int kVec = kVec_, kWarps = kWarps_;
+  static constexpr int kVec = kVec_, kWarps = kWarps_, kStages = kStages_;
   static constexpr int kThreads = kWarps * kWarp;
   static constexpr int kM = kWarp * kVec;
   static constexpr int kBuffered = 48;  // chunks of a warp that are brought with its panel
@@ -31,11 +32,21 @@ struct PanelTile {
     alignas(16) T x[kPanelColumns + 1][kM];  // the last column is zeros
   };
   struct Shared {
-    Panel panels[2];
-    Entries entries[2][kWarps];
+    Panel panels[kStages];
+    Entries entries[kStages][kWarps];
   };
-  static_assert(sizeof(Shared) <= 163 * 1024, "of an sm_80 block");
+  static_assert(sizeof(Shared) <= (kStages > 1 ? 163 : 99) * 1024, "of blocks of sm_80, sm_86");
 };
+
+// Calls run(C{}), C the tile with as many stages as fit into a block of this device.
+template <class T, class V, int kVec, int kWarps, class Run>
+Status with_panel_tile(const Stream& stream, const Run& run) {
+  using Two = PanelTile<T, V, kVec, kWarps>;
+  if constexpr (sizeof(typename Two::Shared) > 99 * 1024)
+    if (sizeof(typename Two::Shared) > most_shared_bytes(stream))
+      return run(PanelTile<T, V, kVec, kWarps, 1>{});
+  return run(Two{});
+}
 
 // Activations with rows side by side: element (column, row) at column * n_padded + row, zeros from
 // the last row to n_padded, a multiple of kM.
@@ -115,22 +126,21 @@ DS_DEVICE void walk_panels(const SpmmPlan& plan, const Lanes<typename C::T>& x,
   const auto bring = [&](int64_t p, int32_t starts) {
     const int64_t first = shuffle(starts, 0), last = shuffle(starts, kSlabRows);
     if (p < n_panels) {
-      copy_panel<C>(memory.panels[p % 2], x, m_first, p, plan.n_columns);
-      copy_entries<C>(memory.entries[p % 2][warp_index()], plan, values, first, last);
+      copy_panel<C>(memory.panels[p % C::kStages], x, m_first, p, plan.n_columns);
+      copy_entries<C>(memory.entries[p % C::kStages][warp_index()], plan, values, first, last);
     }
     commit_copies();
   };
-  clear_last_column<C>(memory.panels[0]);
-  clear_last_column<C>(memory.panels[1]);
+  for (int i = 0; i < C::kStages; ++i) clear_last_column<C>(memory.panels[i]);
   int32_t starts = mine.starts(plan, 0), next = mine.starts(plan, 1);
   bring(0, starts);
   for (int64_t p = 0; p < n_panels; ++p) {
-    bring(p + 1, next);
+    if constexpr (C::kStages > 1) bring(p + 1, next);
     const int32_t after = mine.starts(plan, p + 2);  // on its way while this panel is multiplied
-    wait_copies<1>();
+    wait_copies<C::kStages - 1>();
     sync_block();
-    const auto& panel = memory.panels[p % 2];
-    auto& entries = memory.entries[p % 2][warp_index()];
+    const auto& panel = memory.panels[p % C::kStages];
+    auto& entries = memory.entries[p % C::kStages][warp_index()];
     const int32_t first = shuffle(starts, 0), last = shuffle(starts, kSlabRows);
     for (int32_t base = first; base < last; base += C::kBuffered) {
       if (base != first) {  // a panel with more than its share: the rest comes bit by bit
@@ -150,6 +160,7 @@ DS_DEVICE void walk_panels(const SpmmPlan& plan, const Lanes<typename C::T>& x,
       }
     }
     sync_block();
+    if constexpr (C::kStages == 1) bring(p + 1, next);  // what all have read may go
     starts = next;
     next = after;
   }

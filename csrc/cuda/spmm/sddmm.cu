@@ -93,11 +93,13 @@ __global__ void finish_kernel(SddmmArgs args) {
 
 template <class T, int kVec, int kWarps, class S>
 Status run(const Stream& stream, const SddmmArgs& args) {
-  using C = PanelTile<T, T, kVec, kWarps>;
-  const int64_t n_blocks = ceil_div(n_slabs_of(args.plan), C::kWarps);
   if (args.m > 0) {
-    const Status status = launch(stream, {n_blocks * sddmm_splits(args.m)}, C::kThreads,
-                                 sizeof(typename C::Shared), sddmm_kernel<C>, args);
+    const Status status = with_panel_tile<T, T, kVec, kWarps>(stream, [&](auto tile) {
+      using C = decltype(tile);
+      const int64_t n_blocks = ceil_div(n_slabs_of(args.plan), C::kWarps);
+      return launch(stream, {n_blocks * sddmm_splits(args.m)}, C::kThreads,
+                    sizeof(typename C::Shared), sddmm_kernel<C>, args);
+    });
     if (status != 0) return status;
   }
   return launch(stream, {blocks_for(args.plan.n_chunks * kChunk, kThreads)}, kThreads, 0,

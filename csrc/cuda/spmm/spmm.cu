@@ -94,17 +94,20 @@ __global__ void __launch_bounds__(C::kThreads, 1) spmm_kernel(SpmmArgs args) {
   if (mine.slab >= 0) store_results<C>(args, results, mine.slab, m_first);
 }
 
-template <class C>
+template <class T, class V, int kVec, int kWarps>
 Status launch_spmm(const Stream& stream, const SpmmArgs& args) {
-  const int64_t n_blocks = ceil_div(n_slabs_of(args.plan), C::kWarps);
-  return launch(stream, {n_blocks * ceil_div(args.m, C::kM)}, C::kThreads,
-                sizeof(typename C::Shared), spmm_kernel<C>, args);
+  return with_panel_tile<T, V, kVec, kWarps>(stream, [&](auto tile) {
+    using C = decltype(tile);
+    const int64_t n_blocks = ceil_div(n_slabs_of(args.plan), C::kWarps);
+    return launch(stream, {n_blocks * ceil_div(args.m, C::kM)}, C::kThreads,
+                  sizeof(typename C::Shared), spmm_kernel<C>, args);
+  });
 }
 
 template <class V>
 Status spmm_of(const Stream& stream, const SpmmArgs& args) {
-  if (args.m > kWarp) return launch_spmm<PanelTile<float, V, 4, 16>>(stream, args);
-  return launch_spmm<PanelTile<float, V, 1, 8>>(stream, args);
+  if (args.m > kWarp) return launch_spmm<float, V, 4, 16>(stream, args);
+  return launch_spmm<float, V, 1, 8>(stream, args);
 }
 
 }  // namespace
@@ -112,7 +115,7 @@ Status spmm_of(const Stream& stream, const SpmmArgs& args) {
 Status spmm(const Stream& stream, const SpmmArgs& args) {
   switch (args.value_dtype) {
     case DType::kFloat64:
-      return launch_spmm<PanelTile<double, double, 2, 8>>(stream, args);
+      return launch_spmm<double, double, 2, 8>(stream, args);
     case DType::kBFloat16:
       return spmm_of<bf16>(stream, args);
     case DType::kFloat16:
