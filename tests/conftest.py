@@ -7,6 +7,7 @@ pytest -m "slow or not slow"   everything, also what takes long
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import zlib
@@ -36,6 +37,12 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default")
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes long; run with -m 'slow or not slow'")
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Collected tests are no garbage: collections, of which tests make many, skip them."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
