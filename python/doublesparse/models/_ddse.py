@@ -148,9 +148,10 @@ class DoubleSparsityEncoder(nn.Module):
         if random_state is not None:
             generator = torch.Generator().manual_seed(random_state)
         shape = (self.n_codes, self.n_atoms)
-        where = torch.rand(shape, generator=generator).topk(min(self.nonzeros, shape[1]), 1).indices
-        values = torch.randn(where.shape, generator=generator, dtype=torch.float64)
-        columns = torch.zeros(shape, dtype=torch.float64).scatter_(1, where, values)
+        on: dict[str, Any] = {"generator": generator, "device": "cpu"}
+        where = torch.rand(shape, **on).topk(min(self.nonzeros, shape[1]), 1).indices
+        values = torch.randn(where.shape, dtype=torch.float64, **on)
+        columns = values.new_zeros(shape).scatter_(1, where, values)
         norms = self._synthesis(columns).norm(dim=1, keepdim=True)
         return (columns / norms.clamp_min(torch.finfo(torch.float64).tiny)).t()
 
@@ -292,6 +293,16 @@ class DoubleSparsityEncoder(nn.Module):
                 "pass epoch / n_epochs"
             )
         self.neuron.anneal(float(progress))
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any
+    ) -> None:
+        """Where parameters are assigned to a model on meta, its dictionary follows them."""
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+        weight = state_dict.get(f"{prefix}classifier.weight")
+        assigned = local_metadata.get("assign_to_params_buffers") and isinstance(weight, Tensor)
+        if assigned and any(buffer.is_meta for buffer in self.dictionary.buffers()):
+            self.dictionary.to_empty(device=weight.device).to(weight.dtype)
 
     def extra_repr(self) -> str:
         """Constructor arguments."""
