@@ -243,6 +243,17 @@ def test_points_as_they_come():
     assert np.array_equal(one.predict(far), two.predict(far * 1.0))
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_trains_where_gradients_are_off(mode):
+    teacher, X, _ = scene()
+    options = {"hidden": (16,), "epochs": 2, "random_state": 0}
+    want = bootstrap.compress(teacher, X, **options)
+    with mode():
+        made = bootstrap.compress(teacher, X, **options)
+        assert np.array_equal(made.predict(X), want.predict(X))
+    assert made.agreement == want.agreement
+
+
 def test_labels_that_do_not_sort():
     teacher, X, _ = scene()
     with pytest.raises(TypeError, match="labels must be of one kind that sorts"):

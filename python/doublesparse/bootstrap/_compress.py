@@ -145,6 +145,8 @@ def _moments(x: Tensor) -> tuple[Tensor, float]:
 
 
 # ------------------------------------------------------------------ the function
+@torch.inference_mode(mode=False)  # it trains, wherever it is called
+@torch.enable_grad()
 def compress(
     mbn: Any,
     X: Any,
