@@ -531,3 +531,12 @@ def test_weights_without_data_and_slices():
     low = ds.lowrank.decompose(nn.Linear(8, 8), rank=2)
     assert low[0] is low.basis and low[-1] is low.combine
     assert list(low[:1]) == [low.basis] and type(low[:1]) is nn.Sequential
+
+
+def test_ranks_of_centroids_and_backward_hooks():
+    """There may be as many centroids as filters; a hook before the backward is a hook."""
+    layer = nn.Linear(2, 6)
+    row = ds.lowrank.decompose(layer, rank=5, method="kmeans", return_report=True)[1].rows[0]
+    assert (row.rank, row.full_rank) == (5, 6)
+    layer.register_full_backward_pre_hook(lambda module, gradient: None)
+    assert "hooks" in ds.lowrank.decompose(layer, rank=1, return_report=True)[1].skipped[""]

@@ -90,7 +90,8 @@ def unsupported(module: nn.Module) -> str | None:
         return "it is decomposed"
     if dense_class(module) not in _POINTWISE:
         return f"{type(module).__name__} has no form of low rank"
-    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
+    hooks = (module._forward_hooks, module._forward_pre_hooks)
+    if any((*hooks, module._backward_hooks, module._backward_pre_hooks)):
         return "it has hooks, which would be lost"
     return None
 
