@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -306,3 +307,25 @@ def test_digits(seed: int) -> None:
     for pixels in (x, PCA(10, random_state=seed).fit_transform(x)):
         plain = KMeans(10, n_init=10, random_state=seed).fit_predict(pixels)
         assert score >= nmi(y, plain) + 0.08
+
+
+def test_memory_before_the_layers() -> None:
+    """One float32 copy of the data and a few blocks: what the docstring states."""
+    data = np.random.default_rng(0).random((20_000, 300))
+    net = small(n_centers=[4], n_clusterings=2, n_components=1, n_clusters=None)
+    tracemalloc.start()
+    try:
+        net.fit(data)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < data.nbytes / 2 + 6 * 8 * 2**20  # six blocks of 2^20 float64 at a time
+
+
+def test_points_far_from_the_training_data() -> None:
+    data = blobs()
+    net = small().fit(data)
+    assert net.transform(1e15 * data).shape == (150, 3)
+    for factor in (1e20, 1e60, 1e300):
+        with pytest.raises(ValueError, match="X must be within .* times the training data"):
+            net.transform(factor * data)

@@ -225,3 +225,36 @@ def test_wrong_arguments(options, error, words):
     arguments = {"mbn": teacher, "X": X, "hidden": (8,), "epochs": 1} | options
     with pytest.raises(error, match=words):
         bootstrap.compress(**arguments)
+
+
+def test_points_as_they_come():
+    """Views that torch cannot take, and integers that float32 cannot hold."""
+    teacher, X, _ = scene()
+    made = bootstrap.compress(teacher, X, (16,), epochs=2, random_state=0)
+    want = made.predict(X)
+    assert np.array_equal(made.predict(X[::-1, ::-1].copy()[::-1, ::-1]), want)
+    assert np.array_equal(made.predict(X.astype(">f8")), want)
+    half = torch.from_numpy(X).bfloat16()
+    assert np.array_equal(made.predict(half), made.predict(half.float()))
+    far = np.round(100 * X).astype(np.int64) + 2_000_000_001
+    options = {"labels": teacher.labels_, "epochs": 2, "random_state": 0}
+    one, two = (bootstrap.compress(teacher, x, (16,), **options) for x in (far, far * 1.0))
+    assert one.agreement == two.agreement
+    assert np.array_equal(one.predict(far), two.predict(far * 1.0))
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_trains_where_gradients_are_off(mode):
+    teacher, X, _ = scene()
+    options = {"hidden": (16,), "epochs": 2, "random_state": 0}
+    want = bootstrap.compress(teacher, X, **options)
+    with mode():
+        made = bootstrap.compress(teacher, X, **options)
+        assert np.array_equal(made.predict(X), want.predict(X))
+    assert made.agreement == want.agreement
+
+
+def test_labels_that_do_not_sort():
+    teacher, X, _ = scene()
+    with pytest.raises(TypeError, match="labels must be of one kind that sorts"):
+        bootstrap.compress(teacher, X, labels=[None] * len(X))

@@ -269,10 +269,27 @@ def test_one_iteration_and_meta():
     assert meta.w1.weight.is_meta and meta.w1.weight.shape == (32, 100)
 
 
+@pytest.mark.parametrize("dictionary", DICTIONARIES)
+@pytest.mark.parametrize("frozen", [False, True])
+def test_loads_into_a_model_on_meta(dictionary, frozen):
+    """The dictionary, which a `state_dict` lacks where it is a transform, comes along."""
+    model = encoder(dictionary=DICTIONARIES[dictionary]).eval()
+    want = model(X)
+    state = (ds.prune.freeze(model) if frozen else model).state_dict()
+    for assign in (False, True):
+        with torch.device("meta"):
+            empty = encoder(dictionary=DICTIONARIES[dictionary]).eval()
+        if not assign:
+            empty.to_empty(device="cpu")
+        empty.load_state_dict(state, assign=assign)
+        torch.testing.assert_close(empty(X), want, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("neuron", NEURONS)
 def test_deterministic_and_copies(neuron):
     one, two, other = encoder(neuron), encoder(neuron), encoder(neuron, random_state=1)
-    assert torch.equal(one.w1.weight, two.w1.weight)
+    for name, value in one.state_dict().items():
+        assert torch.equal(two.state_dict()[name], value), name
     assert not torch.equal(one.w1.weight, other.w1.weight)
     one.set_progress(0.25)
     other.load_state_dict(one.state_dict())

@@ -504,3 +504,39 @@ def test_kmeans_without_scikit_learn(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "sklearn.cluster", None)
     with pytest.raises(ImportError, match="pip install scikit-learn"):
         always(nn.Linear(4, 4), 0.5, method="kmeans")
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-160, 1e160, 1e300])
+def test_scale_does_not_matter(scale):
+    """Squares of such weights have no room in a float64; shares of energy do."""
+    weight = randn(6, 8)
+    assert [ds.lowrank.rank(scale * weight, e) for e in (0.5, 0.9, 1.0)] == [
+        ds.lowrank.rank(weight, e) for e in (0.5, 0.9, 1.0)
+    ]
+    rows = []
+    for factor in (1.0, scale):
+        layer = nn.Linear(8, 6, bias=False).double()
+        layer.weight.data = factor * weight
+        rows += ds.lowrank.decompose(layer, 0.9, cost="always", return_report=True)[1].rows
+    assert rows[0].rank == rows[1].rank
+    assert rows[0].energy == pytest.approx(rows[1].energy, rel=1e-12)
+    assert rows[0].error == pytest.approx(rows[1].error, rel=1e-12)
+
+
+def test_weights_without_data_and_slices():
+    with pytest.raises(NotImplementedError, match="must be strided and hold data"):
+        ds.lowrank.rank(torch.empty(3, 3, device="meta"))
+    with pytest.raises(NotImplementedError, match="must be strided and hold data"):
+        ds.lowrank.force(torch.eye(3).to_sparse())
+    low = ds.lowrank.decompose(nn.Linear(8, 8), rank=2)
+    assert low[0] is low.basis and low[-1] is low.combine
+    assert list(low[:1]) == [low.basis] and type(low[:1]) is nn.Sequential
+
+
+def test_ranks_of_centroids_and_backward_hooks():
+    """There may be as many centroids as filters; a hook before the backward is a hook."""
+    layer = nn.Linear(2, 6)
+    row = ds.lowrank.decompose(layer, rank=5, method="kmeans", return_report=True)[1].rows[0]
+    assert (row.rank, row.full_rank) == (5, 6)
+    layer.register_full_backward_pre_hook(lambda module, gradient: None)
+    assert "hooks" in ds.lowrank.decompose(layer, rank=1, return_report=True)[1].skipped[""]

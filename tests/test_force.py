@@ -359,3 +359,14 @@ def test_wrong_weights(weight, norm, error):
 def test_wrong_arguments(arguments, error):
     with pytest.raises(error, match="Force: "):
         ds.lowrank.Force(**({"model": network(), "strength": 1.0} | arguments))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_models(norm, dtype):
+    """The force is computed in float32 and rounded once."""
+    net = nn.Linear(9, 20, bias=False).to(dtype)
+    net.weight.grad = torch.zeros_like(net.weight)
+    ds.lowrank.Force(net, 1.0, norm).apply_()
+    want = -ds.lowrank.force(net.weight.detach().float(), norm).to(dtype)
+    assert torch.equal(net.weight.grad, want)

@@ -239,3 +239,9 @@ def test_what_is_projected_is_what_the_mask_keeps(pattern, dtype):
             want = torch.where(mask, layer.weight, 0.0)
             layer.project_()
             torch.testing.assert_close(layer.weight, want, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("state", [{}, None, {"n_steps": "3"}])
+def test_wrong_state(state):
+    with pytest.raises(ValueError, match="n_steps|NoneType"):
+        ds.prune.Project(network()).load_state_dict(state)

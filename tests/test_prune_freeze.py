@@ -282,6 +282,18 @@ def test_compiled() -> None:
         assert torch.equal(torch.compile(net, backend="eager")(x), net(x))
 
 
+def test_compiled_with_gradients() -> None:
+    """Constants of two packed layers get along in one graph where gradients go by."""
+    layers = [torch.nn.Linear(8, 8) for _ in range(3)]
+    net = ds.prune.freeze(ds.prune.sparsify_(torch.nn.Sequential(*layers), 0.5))
+    gradients = []
+    for run in (net, torch.compile(net, backend="aot_eager")):
+        x = torch.ones(2, 8, requires_grad=True)
+        run(x).square().sum().backward()
+        gradients.append(x.grad)
+    torch.testing.assert_close(*gradients)
+
+
 def test_threads() -> None:
     """Several threads run one frozen model."""
     net, x = ds.prune.freeze(network()), images()

@@ -125,6 +125,11 @@ def test_scale_and_kind_of_the_arguments():
     assert torch.equal(S, learn(torch.from_numpy(X), Base(), 10, 3, 2, 2, 0))
     assert torch.equal(S, learn(X.reshape(60, 4, 4), torch.from_numpy(D0), 10, 3, 2, 2, 0))
     assert torch.equal(S, learn(2.0**1000 * X, D0, 10, 3, 2, 2, 0))
+    read_only = X.copy()
+    read_only.flags.writeable = False
+    backward = X[::-1, ::-1].copy()[::-1, ::-1]
+    for same in (read_only, backward, X.astype(">f8"), X.astype(np.longdouble)):
+        assert torch.equal(S, learn(same, D0, 10, 3, 2, 2, 0))
     scale = 2.0 ** np.arange(-12, 12)
     scaled = learn(X, D0 * scale, 10, 3, 2, 2, 0)
     assert torch.equal(S, scaled * torch.from_numpy(scale)[:, None])  # powers of two: no rounding

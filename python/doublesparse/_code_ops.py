@@ -38,7 +38,8 @@ _MOST_NARROW = 256  # codes of one byte
 def _nearest_out(n: int, k: int, out: Tensor | None) -> Tensor:
     """`out` where it is a tensor of codes of k centres, or a new tensor."""
     if out is None:
-        return torch.empty(n, dtype=torch.uint8 if k <= _MOST_NARROW else torch.uint16)
+        dtype = torch.uint8 if k <= _MOST_NARROW else torch.uint16
+        return torch.empty(n, dtype=dtype, device="cpu")
     if not isinstance(out, Tensor) or out.dtype not in _SIGNED:
         got = out.dtype if isinstance(out, Tensor) else type(out).__name__
         raise TypeError(f"nearest_centers: out must be a uint8 or uint16 tensor, got {got}")
@@ -171,7 +172,7 @@ def most_agreeing(
         lists = way == "lists"
     if out is None:
         small = center_codes.shape[1] <= 256
-        out = torch.empty(n, dtype=torch.uint8 if small else torch.uint16)
+        out = torch.empty(n, dtype=torch.uint8 if small else torch.uint16, device="cpu")
     workspace = scratch((sizes[lists] + 64) // 8, torch.int64)
     vote = (codes, columns, center_codes, n_values, lists)
     _C.most_agreeing(*vote, workspace, out, threads)

@@ -41,8 +41,8 @@ def encode(keep: Tensor) -> dict[str, Tensor]:
 
 def _gaps(skipped: Tensor, dtype: torch.dtype) -> Tensor:
     escape = _ESCAPE[dtype]
-    place = (skipped // escape).cumsum(0) + torch.arange(len(skipped))
-    gaps = torch.full((int(place[-1]) + 1 if len(place) else 0,), escape, dtype=dtype)
+    place = (skipped // escape).cumsum(0) + torch.arange(len(skipped), device="cpu")
+    gaps = torch.full((int(place[-1]) + 1 if len(place) else 0,), escape, dtype=dtype, device="cpu")
     gaps[place] = (skipped % escape).to(dtype)
     return gaps
 

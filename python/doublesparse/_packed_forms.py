@@ -68,7 +68,7 @@ class Form:
         """In blocks of 32 x 32, for matrix tiles; built on first use."""
         if self._blocks is None:
             matrix, keep = self.dense()
-            row_start = torch.zeros(len(keep) + 1, dtype=torch.int64)
+            row_start = torch.zeros(len(keep) + 1, dtype=torch.int64, device="cpu")
             torch.cumsum(keep.sum(1), 0, out=row_start[1:])
             columns = keep.nonzero()[:, 1].int()
             self._blocks = ops.tile_blocks(row_start, columns, matrix[keep], keep.shape[1])
@@ -78,7 +78,7 @@ class Form:
         """The matrix of the stored values, and of the mask."""
         index = index_of_tiles(self.tiles)
         matrix = self.values.new_zeros(self.tiles.n_rows, self.tiles.n_columns)
-        keep = torch.zeros(matrix.shape, dtype=torch.bool)
+        keep = torch.zeros(matrix.shape, dtype=torch.bool, device="cpu")
         matrix.view(-1)[index] = self.values[: len(index)]
         keep.view(-1)[index] = True
         return matrix, keep
@@ -151,9 +151,14 @@ def _constants(packed: PackedWeight, dtype: torch.dtype) -> list[Any]:
 
 
 @torch.compiler.assume_constant_result
+def _dense(packed: PackedWeight, dtype: torch.dtype) -> list[Tensor]:
+    """The dense weight, in a list: lone tensors of two layers would get one name in the graph."""
+    return [packed.unpack().to(dtype)]
+
+
 def traced_weight(packed: PackedWeight, dtype: torch.dtype) -> Tensor:
     """The dense weight as a constant of a traced graph."""
-    return packed.unpack().to(dtype)
+    return _dense(packed, dtype)[0]
 
 
 def traced_product(x: Tensor, packed: PackedWeight, bias: Tensor | None) -> Tensor:

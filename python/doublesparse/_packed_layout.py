@@ -69,7 +69,7 @@ class Layout:
         """int64: version, n_kept, number of the pattern, its two parameters, shape."""
         parameters = (*vars(self.pattern).values(), 0, 0)[:2]
         number = PATTERNS.index(type(self.pattern))
-        return torch.tensor([VERSION, self.n_kept, number, *parameters, *self.shape])
+        return torch.tensor([VERSION, self.n_kept, number, *parameters, *self.shape], device="cpu")
 
     @classmethod
     def from_meta(cls, meta: Tensor, dtype: torch.dtype) -> Layout:
@@ -147,9 +147,10 @@ class Layout:
         (r, c), (_, n_columns) = self.block, self.grid
         n_rows, c_in = self.shape[:2]
         per_offset = max(-(-c_in // c), 1)
-        rows = (units // max(n_columns, 1) * r)[:, None, None] + torch.arange(r)[:, None]
+        row_of, column_of = (torch.arange(size, device="cpu") for size in (r, c))
+        rows = (units // max(n_columns, 1) * r)[:, None, None] + row_of[:, None]
         unit_column = units % max(n_columns, 1)
-        channel = (unit_column % per_offset * c)[:, None, None] + torch.arange(c)
+        channel = (unit_column % per_offset * c)[:, None, None] + column_of
         columns = (unit_column // per_offset * c_in)[:, None, None] + channel
         return rows, columns, (rows < n_rows) & (channel < c_in)
 

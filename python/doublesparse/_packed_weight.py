@@ -189,7 +189,7 @@ class PackedWeight:
         """For kernels: the matrix view of the stored values, of the mask, and the scales; CPU."""
         tensors, layout = self.tensors(), self._layout
         values = tensors["values"]
-        units = torch.zeros(layout.n_units, *layout.block, dtype=values.dtype)
+        units = torch.zeros(layout.n_units, *layout.block, dtype=values.dtype, device="cpu")
         units[self._units()] = values.reshape(-1, *layout.block)
         keep = to_matrix(self._mask())
         return layout.from_units(units), keep, tensors.get("scales")
@@ -277,7 +277,7 @@ class PackedWeight:
         tensors, layout = self.tensors(), self._layout
         values, scales = tensors["values"], tensors.get("scales")
         dtype = layout.dtype if scales is None else scales.dtype
-        units = torch.zeros(layout.n_units, *layout.block, dtype=dtype)
+        units = torch.zeros(layout.n_units, *layout.block, dtype=dtype, device="cpu")
         units[self._units()] = values.to(dtype).reshape(-1, *layout.block)
         matrix = layout.from_units(units)
         matrix = matrix if scales is None else matrix * scales[:, None]
@@ -288,7 +288,7 @@ class PackedWeight:
         return self._mask().to(self._device)
 
     def _mask(self) -> Tensor:
-        units = torch.zeros(self._layout.n_units, 1, 1, dtype=torch.bool)
+        units = torch.zeros(self._layout.n_units, 1, 1, dtype=torch.bool, device="cpu")
         units[self._units()] = True
         units = units.expand(-1, *self._layout.block)
         return from_matrix(self._layout.from_units(units), self.shape).contiguous()
@@ -393,7 +393,7 @@ def _restore(tensors: dict[str, Tensor]) -> PackedWeight:
 
 def _row_start(units: Tensor, n_rows: int, n_columns: int) -> Tensor:
     """Where each row starts in ascending row-major numbers."""
-    return torch.searchsorted(units, torch.arange(n_rows + 1) * n_columns)
+    return torch.searchsorted(units, torch.arange(n_rows + 1, device="cpu") * n_columns)
 
 
 def _same_bits(a: Tensor | None, b: Tensor | None) -> bool:

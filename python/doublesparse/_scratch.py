@@ -25,10 +25,10 @@ def scratch(size: int, dtype: torch.dtype) -> Tensor:
         dtype: of them.
     """
     if size < _LEAST or size * dtype.itemsize > _MOST:
-        return torch.empty(size, dtype=dtype)
+        return torch.empty(size, dtype=dtype, device="cpu")
     name = str(dtype)
     buffer: Tensor | None = getattr(_kept, name, None)
     if buffer is None or len(buffer) < size:
-        buffer = torch.empty(size, dtype=dtype)
+        buffer = torch.empty(size, dtype=dtype, device="cpu")
         setattr(_kept, name, buffer)
     return buffer[:size]

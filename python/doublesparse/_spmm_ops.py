@@ -71,7 +71,7 @@ def sddmm(dy: Tensor, x: Tensor, tiles: _C.Tiles) -> Tensor:
         ValueError: a shape does not fit, or units have more rows.
     """
     acc = _acc(x.dtype)
-    values = torch.empty(tiles.n_entries, dtype=acc)
+    values = torch.empty(tiles.n_entries, dtype=acc, device="cpu")
     workspace = scratch(_C.sddmm_workspace(tiles, acc == torch.float64, x.shape[0]), acc)
     _C.sddmm(tiles, dy, x, workspace, values, torch.get_num_threads())
     return values

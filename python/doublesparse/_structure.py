@@ -56,10 +56,11 @@ class Structure:
         first = _first_of(starts, in_block, n_rows // unit_rows, unit_rows, n_columns, block)
         self.index, bits = first, None
         if unit_rows > 1:
-            self.index = first[:, None] + torch.arange(unit_rows) * n_columns
+            rows = torch.arange(unit_rows, device="cpu")
+            self.index = first[:, None] + rows * n_columns
             if bitmask:
                 chosen = matrix.reshape(-1)[self.index]
-                bits = (chosen * (1 << torch.arange(unit_rows))).sum(1).to(torch.int16)
+                bits = (chosen * (1 << rows)).sum(1).to(torch.int16)
                 self.index = self.index[chosen]
             self.index = self.index.flatten()
         columns = in_block.to(torch.int16)
@@ -72,7 +73,7 @@ def _segments(kept: Tensor, block: int) -> tuple[Tensor, Tensor]:
     n_blocks = -(-n_columns // block)
     padded = torch.nn.functional.pad(kept, (0, n_blocks * block - n_columns))
     segments = padded.view(n_units, n_blocks, block).transpose(0, 1)
-    starts = torch.zeros(n_blocks * n_units + 1, dtype=torch.int64)
+    starts = torch.zeros(n_blocks * n_units + 1, dtype=torch.int64, device="cpu")
     torch.cumsum(segments.sum(-1).flatten(), 0, out=starts[1:])
     return starts, segments.flatten().nonzero().view(-1) % block
 
@@ -95,9 +96,9 @@ def index_of_tiles(tiles: _C.Tiles) -> Tensor:
     first = _first_of(tiles.starts, tiles.columns, *sizes)
     if unit == 1:
         return first
-    index = first[:, None] + torch.arange(unit) * n_columns
+    index = first[:, None] + torch.arange(unit, device="cpu") * n_columns
     if tiles.bits is not None:
-        index = index[(tiles.bits[:, None].int() >> torch.arange(unit)) & 1 == 1]
+        index = index[(tiles.bits[:, None].int() >> torch.arange(unit, device="cpu")) & 1 == 1]
     return index.flatten()
 
 
@@ -143,8 +144,8 @@ class MatrixStructures:
             n_rows, n_columns = self.forward.shape
             transpose = self._matrix().t().contiguous()
             made = Structure(transpose, unit_rows_of(transpose))
-            place = torch.empty(n_rows * n_columns, dtype=torch.int64)
-            place[self.forward.index] = torch.arange(self.n_kept)
+            place = torch.empty(n_rows * n_columns, dtype=torch.int64, device="cpu")
+            place[self.forward.index] = torch.arange(self.n_kept, device="cpu")
             index = made.index
             self._backward = made, place[index % n_rows * n_columns + index // n_rows]
         return self._backward
@@ -158,7 +159,7 @@ class MatrixStructures:
 
     def _matrix(self) -> Tensor:
         """Made again: the mask itself, held here, would be remembered for ever."""
-        matrix = torch.zeros(self.forward.shape, dtype=torch.bool)
+        matrix = torch.zeros(self.forward.shape, dtype=torch.bool, device="cpu")
         matrix.view(-1)[self.forward.index] = True
         return matrix
 

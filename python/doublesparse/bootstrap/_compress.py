@@ -122,7 +122,13 @@ def _teacher_labels(mbn: Any, n: int, labels: Any, needed: bool) -> tuple[Any, T
             f"compress: labels must be ({n},), one cluster per point of X, got {found.shape}; call "
             "mbn.fit_predict(X) before, or pass labels="
         )
-    classes, index = np.unique(found, return_inverse=True)
+    try:
+        classes, index = np.unique(found, return_inverse=True)
+    except TypeError as wrong:
+        raise TypeError(
+            f"compress: labels must be of one kind that sorts, got dtype {found.dtype} ({wrong}); "
+            "pass integers or strings"
+        ) from wrong
     return classes, torch.from_numpy(index.reshape(-1).astype(np.int64))
 
 
@@ -139,6 +145,8 @@ def _moments(x: Tensor) -> tuple[Tensor, float]:
 
 
 # ------------------------------------------------------------------ the function
+@torch.inference_mode(mode=False)  # it trains, wherever it is called
+@torch.enable_grad()
 def compress(
     mbn: Any,
     X: Any,
@@ -240,7 +248,7 @@ def compress(
             codes.learn_means(y, clusters)
     assert y is not None  # of clusters, _teacher_labels has raised otherwise
     n_outputs = y.shape[1] if target == "codes" else len(classes)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):  # whatever torch's default is
         _seed(random_state)
         task = Task(points, y, *_split(len(points), validation_fraction))
         dense, packed = _train_students(task, n_outputs, options)

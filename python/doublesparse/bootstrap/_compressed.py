@@ -80,7 +80,7 @@ class CompressedNetwork:
             student: "dense" or "packed"; None: the packed one where there is one.
 
         Returns:
-            (n, n_components), float64 where X is, else float32.
+            (n, n_components), float32 where that holds X's numbers exactly, else float64.
 
         Raises:
             ValueError, TypeError: as `predict`.
@@ -156,7 +156,7 @@ class CodeRange:
     def learn_means(self, scaled: Tensor, clusters: Tensor) -> None:
         """The mean of each cluster's codes, which `nearest` looks for."""
         n = int(clusters.max()) + 1
-        sums = torch.zeros(n, scaled.shape[1], dtype=torch.float64)
+        sums = scaled.new_zeros(n, scaled.shape[1], dtype=torch.float64)
         sums.index_add_(0, clusters, scaled.double())
         self.means = (sums / torch.bincount(clusters, minlength=n)[:, None]).float()
 
@@ -173,7 +173,9 @@ class CodeRange:
 
 def points_of(operation: str, X: Any, n_features: int | None) -> Tensor:
     """X as a float32 or float64 tensor, a view where it can be."""
-    array = X.detach().cpu().numpy() if isinstance(X, Tensor) else np.asarray(X)
+    if isinstance(X, Tensor):
+        X = (X.float() if X.dtype == torch.bfloat16 else X).detach().cpu().numpy()
+    array = np.asarray(X)
     if array.dtype.kind not in "fiub":
         raise TypeError(
             f"{operation}: X must hold real numbers, got dtype {array.dtype}; pass float32"
@@ -185,9 +187,11 @@ def points_of(operation: str, X: Any, n_features: int | None) -> Tensor:
             "per point"
         )
     if array.dtype not in (np.float32, np.float64):
-        array = array.astype(np.float32)
+        exact = np.can_cast(array.dtype, np.float32)
+        array = array.astype(np.float32 if exact else np.float64)
     if not np.isfinite(array).all():
         raise ValueError(
             f"{operation}: X must be finite, got NaN or infinity; remove or impute these points"
         )
-    return torch.from_numpy(array if array.flags.writeable else array.copy())
+    odd = any(stride < 0 or stride % array.itemsize for stride in array.strides)
+    return torch.from_numpy(array.copy() if odd or not array.flags.writeable else array)

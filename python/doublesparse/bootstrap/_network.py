@@ -20,6 +20,8 @@ _validation = extra("sklearn.utils.validation", _NAME)
 _CLUSTERERS = ("kmeans", "agglomerative")
 _KMEANS_RESTARTS = 10
 _BACKGROUND = 0.2  # share of points whose equal value is one to skip
+_LARGEST_NORM = 1e19  # of a float32 point, so that its products with centres do not overflow
+_BLOCK = 1 << 20  # numbers that are converted at a time
 _WARD_POINTS = 10_000  # merged at most: memory grows as the square (0.4 GB)
 
 
@@ -260,24 +262,27 @@ class MultilayerBootstrapNetwork(_Names, _Transformer, _Cluster, _Estimator):
         magnitude to between 1/2 and 1, so that no square overflows.
         """
         with np.errstate(over="ignore", invalid="ignore"):
-            mean = x.mean(axis=0, dtype=np.float64)
-            spread = np.sqrt(np.square(x - mean).mean(axis=0))
-            lowest = x.min(axis=0)
-            is_common = (x == lowest).mean(axis=0) > _BACKGROUND
+            mean, lowest = x.mean(axis=0, dtype=np.float64), x.min(axis=0)
+            squares, n_lowest = np.zeros((2, x.shape[1]))
+            for rows in _blocks(x):
+                squares += np.square(x[rows] - mean).sum(axis=0)
+                n_lowest += (x[rows] == lowest).sum(axis=0)
+            spread = np.sqrt(squares / len(x))
             offset = np.where(np.abs(mean) > 3 * spread, x[0], 0.0)
-            self._offset = np.where(is_common, lowest, offset)
-        largest = np.abs(x - self._offset).max()
+            self._offset = np.where(n_lowest > _BACKGROUND * len(x), lowest, offset)
+            largest = max(np.abs(x[rows] - self._offset).max() for rows in _blocks(x))
         self._scale = float(2.0 ** -np.clip(np.frexp(largest)[1], -1000, 1000))
 
     def _to_points(self, x: np.ndarray) -> np.ndarray:
         points = np.empty(x.shape, np.float32)
-        step = max(1, (1 << 20) // x.shape[1])
+        limit = _LARGEST_NORM / x.shape[1] ** 0.5
         with np.errstate(over="ignore"):
-            for first in range(0, len(x), step):
-                rows = x[first : first + step].astype(np.float64)
-                points[first : first + step] = (rows - self._offset) * self._scale
-        if np.abs(points).max() > 1e30:
-            _fail(ValueError, "X", "within 1e30 times the training data", "more", "check its unit")
+            for rows in _blocks(x):
+                points[rows] = (x[rows].astype(np.float64) - self._offset) * self._scale
+                largest = float(np.abs(points[rows]).max())
+                if not largest <= limit:
+                    wanted = f"within {limit:.2g} times the training data"
+                    _fail(ValueError, "X", wanted, largest, "check its unit")
         return points
 
     def _encode(
@@ -332,6 +337,13 @@ def _ward(embedded: np.ndarray, n_clusters: int, seed: int) -> Any:
     merged = embedded[np.sort(chosen)]
     labels = cluster.AgglomerativeClustering(n_clusters).fit_predict(merged)
     return neighbors.KNeighborsClassifier(1).fit(merged, labels)
+
+
+def _blocks(x: np.ndarray) -> Iterator[slice]:
+    """Slices of rows, so that what is computed of them takes little memory."""
+    step = max(1, _BLOCK // x.shape[1])
+    for first in range(0, len(x), step):
+        yield slice(first, first + step)
 
 
 @contextmanager

@@ -51,15 +51,15 @@ class Standardize(nn.Module):
 def make_student(
     mean: Tensor, scale: float, hidden: Sequence[int], n_outputs: int, dropout: float
 ) -> nn.Sequential:
-    """Standardize, then linear layers with rectified hidden units (PAPERS: Zhang 1503.06452)."""
+    """Standardize, then float32 linear layers with rectified hidden units (Zhang 1503.06452)."""
     layers: list[nn.Module] = [Standardize(mean, scale)]
     width = len(mean)
     for size in hidden:
-        layers += [nn.Linear(width, size), nn.ReLU(inplace=True)]
+        layers += [nn.Linear(width, size, dtype=torch.float32), nn.ReLU(inplace=True)]
         if dropout:
             layers.append(nn.Dropout(dropout))
         width = size
-    return nn.Sequential(*layers, nn.Linear(width, n_outputs))
+    return nn.Sequential(*layers, nn.Linear(width, n_outputs, dtype=torch.float32))
 
 
 def in_bfloat16(net: nn.Sequential) -> nn.Sequential:

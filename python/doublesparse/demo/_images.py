@@ -37,9 +37,11 @@ class Images:
         """A random training subset, and what to test on: everything else, or the test set.
 
         Raises:
-            ValueError: there are not more images than that.
+            ValueError: there are not more images than that, or it is not positive.
         """
         images, labels = self.train
+        if n_train < 1:
+            raise ValueError(f"train size must be positive, got {n_train}; use e.g. 100")
         if n_train >= len(labels):
             raise ValueError(
                 f"train size must be below the {len(labels)} images there are, got {n_train}; "

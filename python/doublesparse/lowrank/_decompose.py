@@ -243,7 +243,7 @@ def _examine(
         shape=tuple(weight.shape),
         shapes=None if made is None else (_shape(made.basis), _shape(made.combine)),
         rank=m,
-        full_rank=min(rows.shape[1:]),
+        full_rank=rows.shape[1] if method == "kmeans" else min(rows.shape[1:]),
         energy=factors.energy,
         error=factors.error,
         macs=before.macs // n,

@@ -45,8 +45,9 @@ def factorize(
     wide = rows.double()
     build = _by_centroids if method == "kmeans" else _by_singular_vectors
     basis, combine = build(wide, rows, energy, rank, method == "svd", random_state)
-    total = float(wide.square().sum())
-    lost = float((wide - combine @ basis).square().sum())
+    unit = wide.abs().max()  # squares of 1e200 have no room in a float64
+    total = float((wide / unit).square().sum()) if unit > 0 else 0.0
+    lost = float(((wide - combine @ basis) / unit).square().sum())
     share = 1.0 - lost / total if total > 0 else 1.0
     error = (lost / total) ** 0.5 if total > 0 else 0.0
     return Factors(basis.to(rows.dtype), combine.to(rows.dtype), share, error)

@@ -24,6 +24,11 @@ def check_weight(operation: str, weight: Any) -> Tensor:
             f"{operation}: weight must be float32 or float64, got {weight.dtype}; use "
             "weight.float()"
         )
+    if weight.is_meta or weight.layout is not torch.strided:
+        raise NotImplementedError(
+            f"{operation}: weight must be strided and hold data, got {weight.layout} on "
+            f"{weight.device}; use a dense CPU or CUDA tensor"
+        )
     if weight.dim() == 0:
         raise ValueError(
             f"{operation}: weight must have an axis of filters, got a scalar; pass (filters, ...)"

@@ -22,7 +22,8 @@ DIRECTIONS = ("all", "same")
 _EPS = 1e-4
 # Bytes of a table of distances; of more filters it is computed in blocks of rows.
 _PAIR_BYTES = 1 << 27
-_KERNELS = (torch.float32, torch.float64)  # dtypes that forces of constant size have kernels for
+_DTYPES = (torch.float32, torch.float64)  # what forces are computed in
+_KERNELS = _DTYPES  # dtypes that forces of constant size have kernels for
 
 
 # ------------------------------------------------------------------ the force
@@ -78,6 +79,8 @@ def _check_choice(operation: str, name: str, value: Any, choices: tuple[str, ...
 @torch.no_grad()
 def _force(weight: Tensor, norm: str, groups: int = 1, transposed: bool = False) -> Tensor:
     """`force` of a layer's weight, whose filters interact within their group; nothing checked."""
+    if weight.dtype not in _DTYPES:  # half precision: sums of many filters want more digits
+        return _force(weight.float(), norm, groups, transposed).to(weight.dtype)
     rows = filter_rows(weight, groups, transposed)
     if rows.numel() == 0:
         return torch.zeros_like(weight)

@@ -66,6 +66,12 @@ class LowRank(nn.Sequential):
     def __init__(self, basis: nn.Module, combine: nn.Module) -> None:
         super().__init__(OrderedDict(basis=basis, combine=combine))
 
+    def __getitem__(self, index: Any) -> Any:
+        """A factor; of a slice, an `nn.Sequential`."""
+        if isinstance(index, slice):
+            return nn.Sequential(OrderedDict(list(self._modules.items())[index]))
+        return super().__getitem__(index)
+
     def forward(self, input: Any, *args: Any, **options: Any) -> Any:
         """As the layer's; what a transposed layer takes beside the input goes to the basis."""
         return self.combine(self.basis(input, *args, **options))
@@ -84,7 +90,8 @@ def unsupported(module: nn.Module) -> str | None:
         return "it is decomposed"
     if dense_class(module) not in _POINTWISE:
         return f"{type(module).__name__} has no form of low rank"
-    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
+    hooks = (module._forward_hooks, module._forward_pre_hooks)
+    if any((*hooks, module._backward_hooks, module._backward_pre_hooks)):
         return "it has hooks, which would be lost"
     return None
 

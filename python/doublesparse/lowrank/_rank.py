@@ -83,7 +83,10 @@ def clean(values: Tensor, matrix: Tensor) -> Tensor:
 
 def spectral_rank(values: Tensor, energy: float) -> int:
     """The smallest number of singular values, which descend, with this share of the energy."""
-    squares = values.square()
+    largest = float(values.max())
+    if largest == 0:
+        return 0
+    squares = (values / largest).square()  # those of 1e200 have no room in a float64
     # Summed from the small end: what the first M leave out, M = 0 .. n.
     left_out = torch.cat([squares.flip(0).cumsum(0).flip(0), squares.new_zeros(1)])
     # The slack is for a share that rounding alone would miss.

@@ -131,10 +131,13 @@ class DoubleSparsityEncoder(nn.Module):
             self.w2 = ProjectedLinear(n, p, pattern=TopKColumns(s), **factory)
             self.w3 = ProjectedLinear(p, n, pattern=TopKRows(s), **factory)
         self.classifier = nn.Linear(n, self.n_classes, device=device, dtype=dtype)
+        generator = None
         if random_state is not None:
-            random_state = _natural("random_state", random_state, 0)
+            seed = _natural("random_state", random_state, 0)
+            generator = torch.Generator().manual_seed(seed)
         if not self.w1.weight.is_meta:
-            self.initialize_(self._random_dictionary(random_state))
+            self.initialize_(self._random_dictionary(generator))
+            self._start_classifier(generator)
 
     @property
     def n_atoms(self) -> int:
@@ -142,17 +145,23 @@ class DoubleSparsityEncoder(nn.Module):
         return self.dictionary.n_atoms
 
     # -------------------------------------------------------------- first weights
-    def _random_dictionary(self, random_state: int | None) -> Tensor:
+    def _random_dictionary(self, generator: torch.Generator | None) -> Tensor:
         """S (n_atoms, n_codes), float64: random columns of s numbers, with ||D0 S e_j|| = 1."""
-        generator = None
-        if random_state is not None:
-            generator = torch.Generator().manual_seed(random_state)
         shape = (self.n_codes, self.n_atoms)
-        where = torch.rand(shape, generator=generator).topk(min(self.nonzeros, shape[1]), 1).indices
-        values = torch.randn(where.shape, generator=generator, dtype=torch.float64)
-        columns = torch.zeros(shape, dtype=torch.float64).scatter_(1, where, values)
+        on: dict[str, Any] = {"generator": generator, "device": "cpu"}
+        where = torch.rand(shape, **on).topk(min(self.nonzeros, shape[1]), 1).indices
+        values = torch.randn(where.shape, dtype=torch.float64, **on)
+        columns = values.new_zeros(shape).scatter_(1, where, values)
         norms = self._synthesis(columns).norm(dim=1, keepdim=True)
         return (columns / norms.clamp_min(torch.finfo(torch.float64).tiny)).t()
+
+    @torch.no_grad()
+    def _start_classifier(self, generator: torch.Generator | None) -> None:
+        """What `nn.Linear` draws, of this generator."""
+        bound = self.n_codes**-0.5
+        for parameter in self.classifier.parameters():
+            drawn = torch.empty(parameter.shape, device="cpu")
+            parameter.copy_(drawn.uniform_(-bound, bound, generator=generator))
 
     def _synthesis(self, columns: Tensor) -> Tensor:
         """D0 of each row, computed in the model's dtype and device."""
@@ -292,6 +301,16 @@ class DoubleSparsityEncoder(nn.Module):
                 "pass epoch / n_epochs"
             )
         self.neuron.anneal(float(progress))
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any
+    ) -> None:
+        """Where parameters are assigned to a model on meta, its dictionary follows them."""
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+        weight = state_dict.get(f"{prefix}classifier.weight")
+        assigned = local_metadata.get("assign_to_params_buffers") and isinstance(weight, Tensor)
+        if assigned and any(buffer.is_meta for buffer in self.dictionary.buffers()):
+            self.dictionary.to_empty(device=weight.device).to(weight.dtype)
 
     def extra_repr(self) -> str:
         """Constructor arguments."""

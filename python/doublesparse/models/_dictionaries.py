@@ -78,6 +78,7 @@ class SeparableDictionary(Dictionary):
         self.atom_shape: Sizes = tuple(factor.shape[1] for factor in factors)
         self.n_inputs, self.n_atoms = math.prod(self.input_shape), math.prod(self.atom_shape)
         dtype = torch.get_default_dtype() if dtype is None else dtype
+        device = torch.empty(0, device=device).device  # as parameters: torch's default
         for name, exact in self._exact_buffers().items():
             self.register_buffer(name, exact.to(device, dtype), persistent=False)
 
@@ -133,8 +134,8 @@ def dct_matrix(n_inputs: int, n_atoms: int) -> Tensor:
     to norm 1 (the base dictionary of Rubinstein, Zibulevsky and Elad 2010). With as many atoms as
     pixels it is the orthonormal DCT-II.
     """
-    i = torch.arange(n_inputs, dtype=torch.float64) + 0.5
-    k = torch.arange(n_atoms, dtype=torch.float64)
+    i = torch.arange(n_inputs, dtype=torch.float64, device="cpu") + 0.5
+    k = torch.arange(n_atoms, dtype=torch.float64, device="cpu")
     atoms = torch.cos(math.pi * torch.outer(i, k) / n_atoms)
     if n_inputs > 1:
         atoms[:, 1:] -= atoms[:, 1:].mean(0)
@@ -270,17 +271,21 @@ def make_dictionary(
         made: Dictionary = GivenDictionary(_checked_matrix(dictionary), device, dtype)
     elif isinstance(dictionary, Dictionary):
         made = dictionary.to(device=device, dtype=dtype)
-    elif dictionary == "dct":
+    elif isinstance(dictionary, str) and dictionary == "dct":
         shape = _shape(n_inputs, input_shape)
         counts = _atom_shape(shape, n_atoms)
         factors = [dct_matrix(m, p) for m, p in zip(shape, counts, strict=True)]
         return SeparableDictionary(factors, device, dtype)
-    elif dictionary == "wavelet":
+    elif isinstance(dictionary, str) and dictionary == "wavelet":
         made = WaveletDictionary(_shape(n_inputs, input_shape), None, device, dtype)
     else:
-        raise ValueError(
+        kind, got = (ValueError, repr(dictionary)) if isinstance(dictionary, str) else (
+            TypeError,
+            type(dictionary).__name__,
+        )
+        raise kind(
             f"DoubleSparsityEncoder: dictionary must be 'dct', 'wavelet' or an (n_inputs, n_atoms) "
-            f"Tensor, got {dictionary!r}; pass one of them"
+            f"Tensor, got {got}; pass one of them, e.g. torch.from_numpy(matrix)"
         )
     if made.n_inputs != n_inputs or n_atoms not in (None, made.n_atoms):
         raise ValueError(

@@ -107,7 +107,7 @@ def learn_double_sparsity(
 # ------------------------------------------------------------------ arguments
 def _samples(X: Any) -> tuple[Array, Tensor]:  # noqa: N803
     """Samples as float64 rows in [-1, 1] (S does not depend on their scale), and a model of X."""
-    tensor = torch.from_numpy(X) if isinstance(X, np.ndarray) and X.dtype.kind in "fiub" else X
+    tensor = _tensor(X)
     if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
         got = getattr(X, "dtype", type(X).__name__)
         raise TypeError(
@@ -133,8 +133,7 @@ def _base(dictionary: Any, m: int) -> Array:
     given = dictionary
     if not isinstance(given, (Tensor, np.ndarray)) and callable(getattr(given, "matrix", None)):
         given = given.matrix()
-    if isinstance(given, np.ndarray) and given.dtype.kind in "fiub":
-        given = torch.from_numpy(given)
+    given = _tensor(given)
     if not isinstance(given, Tensor) or not given.is_floating_point():
         got = getattr(given, "dtype", type(given).__name__)
         raise TypeError(
@@ -153,6 +152,15 @@ def _base(dictionary: Any, m: int) -> Array:
             f"{int(np.argmin(matrix.any(0)))}; drop it"
         )
     return matrix
+
+
+def _tensor(values: Any) -> Any:
+    """A tensor with a copy of an array: torch takes no negative strides nor other byte orders."""
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiub":
+        return values
+    wide = values.dtype.kind == "f" and values.dtype.itemsize > 8
+    dtype = np.dtype(np.float64) if wide else values.dtype.newbyteorder("=")
+    return torch.from_numpy(np.array(values, dtype, order="C"))
 
 
 def _finite(name: str, values: Tensor) -> Array:

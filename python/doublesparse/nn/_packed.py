@@ -53,7 +53,7 @@ class Packed(Masked):
         module._parameters["weight"] = parked.weight
         module._buffers["mask"] = mask
         if parked.changed is not None:
-            changed = torch.zeros(mask.numel(), dtype=torch.bool)
+            changed = torch.zeros(mask.numel(), dtype=torch.bool, device="cpu")
             changed[decode(parked.changed, mask.numel())] = True
             self._changed = changed.view(mask.shape).to(mask.device)
         watch(self)

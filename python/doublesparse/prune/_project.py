@@ -140,8 +140,18 @@ class Project:
         return {"n_steps": self.n_steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on at the count of a `state_dict`."""
-        self.n_steps = int(state["n_steps"])
+        """Go on at the count of a `state_dict`.
+
+        Raises:
+            ValueError: it is no state of a Project.
+        """
+        if not isinstance(state, dict) or not isinstance(state.get("n_steps"), int):
+            raise ValueError(
+                "Project.load_state_dict: state must have the number 'n_steps', got "
+                f"{state if isinstance(state, dict) else type(state).__name__}; pass what "
+                "state_dict() returned"
+            )
+        self.n_steps = state["n_steps"]
 
 
 def _declared(module: nn.Module) -> Mapping[str, Pattern]:
