@@ -83,3 +83,42 @@ def test_packed_weights(elsewhere: None) -> None:
         x = torch.ones(3, 32, device="cpu")
         want = x @ (weight * mask).t()
         torch.testing.assert_close(ds.functional.spmm(packed, x), want)
+
+
+def sparse_answer() -> list[torch.Tensor]:
+    """Layers, pools, joins and reads of a SparseTensor, forward and backward."""
+    generator = torch.Generator().manual_seed(0)
+    coords = torch.tensor([[0, 1, 1], [0, 4, 6], [1, 2, 3], [1, 2, 4]], device="cpu")
+    features = torch.rand(4, 3, generator=generator, device="cpu").requires_grad_()
+    with torch.device("cpu"):
+        torch.manual_seed(0)
+        net = torch.nn.Sequential(
+            torch.nn.Conv2d(3, 8, 3, padding=1),
+            torch.nn.BatchNorm2d(8),
+            torch.nn.ReLU(),
+            torch.nn.MaxPool2d(2),
+            torch.nn.Conv2d(8, 8, 3, stride=2, padding=1),
+            torch.nn.Upsample(scale_factor=2, mode="bilinear"),
+            torch.nn.AdaptiveAvgPool2d(2),
+        )
+        inverse = ds.nn.SubmanifoldConv2d(3, 4, 3)
+    x = ds.SparseTensor(features, coords, (8, 8))
+    y = net(x).to_dense()
+    z = inverse(x)
+    joined = torch.cat([z, z + z], 1).to_dense()
+    (y.square().mean() + joined.square().mean()).backward()
+    assert features.grad is not None
+    return [y.detach(), joined.detach(), features.grad]
+
+
+def test_sparse_tensors(elsewhere: None) -> None:
+    found = sparse_answer()
+    torch.set_default_device(None)
+    assert all(torch.equal(a, b) for a, b in zip(found, sparse_answer(), strict=True))
+
+
+def test_voxels(elsewhere: None) -> None:
+    points = torch.rand(50, 3, generator=torch.Generator().manual_seed(0), device="cpu")
+    x, voxel = ds.functional.voxelize(points, points, 0.25, ground=None)
+    back = ds.functional.devoxelize(x, points, 0.25, mode="trilinear")
+    assert voxel.device.type == back.device.type == "cpu"

@@ -141,7 +141,7 @@ def _weighted_sum(rows: Tensor, weighted: _Weighted) -> Tensor:
 def _build(sites: Sites, size: Ints, axes: tuple[AxisClasses, ...] | None, n_samples: int) -> _Plan:
     taps = [adaptive_taps(n, m) for n, m in zip(sites.spatial_shape, size, strict=True)]
     out_sites, src, dst = _joined(sites, taps)
-    start = torch.searchsorted(dst, torch.arange(out_sites.n_sites + 1))
+    start = torch.searchsorted(dst, torch.arange(out_sites.n_sites + 1, device="cpu"))
     active = Segments(src.to(torch.int32), start, sites.n_sites)
     n_active = (start[1:] - start[:-1])[:, None]
     coords = out_sites.coords.numpy()

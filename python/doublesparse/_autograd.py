@@ -116,7 +116,7 @@ def _joined(of: Segments) -> tuple[Tensor, Tensor]:
     start = of.start
     first, last = (int(start[0]), int(start[-1])) if len(start) > 1 else (0, 0)
     if of.rows is None:
-        rows = torch.arange(first, last, dtype=torch.int32)
+        rows = torch.arange(first, last, dtype=torch.int32, device="cpu")
     else:
         rows = of.rows[first:last].to(torch.int32)
     return rows, torch.repeat_interleave(start[1:] - start[:-1])

@@ -155,7 +155,7 @@ class FrozenConv:
         """The matrix view of the values, and of the mask: see `PackedWeight.keep_form`."""
         index = index_of_tiles(self._tiles)  # the tiles' columns are in torch's own order
         weight = self.values.new_zeros(self.shape)
-        mask = torch.zeros(self.shape, dtype=torch.bool)
+        mask = torch.zeros(self.shape, dtype=torch.bool, device="cpu")
         weight.view(-1)[index] = self.values
         mask.view(-1)[index] = True
         return to_matrix(weight), to_matrix(mask)

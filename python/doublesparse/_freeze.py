@@ -265,7 +265,7 @@ def freeze_ground(model: M, spatial_shape: Sequence[int], ground: Any = 0.0) -> 
         )
     if channels is None:
         channels = int(first.in_channels)  # type: ignore[union-attr, arg-type]
-    like = next(model.parameters(), torch.empty(0))
+    like = next(model.parameters(), torch.empty(0, device="cpu"))
     state = make_ground(ground, channels, 1, shape, like.dtype, like.device, "freeze_ground")
     if state is None:
         raise ValueError(

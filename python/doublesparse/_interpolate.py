@@ -53,12 +53,14 @@ def probe_axis(extent: int, width: int, run: Callable[[Tensor], Tensor], double:
         double: whether the weights are those of float64.
     """
     m = min(extent, 2 * width + 1)
-    residue = torch.arange(extent) % m
-    combs = (residue == torch.arange(m)[:, None])[None]
+    residue = torch.arange(extent, device="cpu") % m
+    combs = (residue == torch.arange(m, device="cpu")[:, None])[None]
     weights = run(combs.to(torch.float64 if double else torch.float32))[0].T.numpy()
     at = np.broadcast_to(np.arange(m), weights.shape)
     if m < extent:
-        ramp = run(torch.arange(extent, dtype=torch.float64)[None, None])[0, 0].numpy()
+        ramp = run(torch.arange(extent, dtype=torch.float64, device="cpu")[None, None])[
+            0, 0
+        ].numpy()
         base = np.rint(ramp).astype(np.int64)[:, None] - m // 2
         at = base + (at - base) % m
     key = np.where(weights != 0, at, extent)  # taps without weight go last, and are cut off

@@ -163,7 +163,9 @@ def _made_of_rows(mask: Tensor, groups: int, units: bool) -> Form:
 def _made_of_channels(mask: Tensor, groups: int, taps: Ints) -> Form:
     """The transposed matrix: rows are input channels, columns (output channel, tap in `taps`)."""
     c_out, channels = mask.shape[0] // groups, mask.shape[1]
-    places = torch.arange(mask.numel()).view(groups, c_out, channels, -1)[..., list(taps)]
+    places = torch.arange(mask.numel(), device="cpu").view(groups, c_out, channels, -1)[
+        ..., list(taps)
+    ]
     places = places.transpose(1, 2).reshape(groups * channels, c_out * len(taps))
     matrix = mask.reshape(-1)[places]
     unit = unit_rows_of(matrix)

@@ -135,7 +135,7 @@ def _divisors(
     device = out_sites.device
 
     def product(reads: list[Any]) -> Tensor:
-        total = torch.ones(1, dtype=torch.int64)
+        total = torch.ones(1, dtype=torch.int64, device="cpu")
         for r in reads:
             total = (total[:, None] * _axis_counts(r, count_pad)).reshape(-1)
         return total.to(device)

@@ -97,7 +97,7 @@ def read_rows(sites: Sites, out_sites: Sites, taps: Sequence[Array]) -> Tensor:
         keys = (keys[:, :, None] * sites.spatial_shape[a] + at.clamp(min=0)[:, None, :]).flatten(1)
         valid = (valid[:, :, None] & (at >= 0)[:, None, :]).flatten(1)
     if sites.n_sites == 0:
-        return torch.full(keys.shape, -1, dtype=torch.int32)
+        return torch.full(keys.shape, -1, dtype=torch.int32, device="cpu")
     row = torch.searchsorted(sites.keys, keys).clamp_(max=sites.n_sites - 1)
     return torch.where(valid & (sites.keys[row] == keys), row, -1).to(torch.int32)
 

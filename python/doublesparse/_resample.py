@@ -35,7 +35,7 @@ def _positions(extent: int, n_axes: int, dtype: torch.dtype) -> Tensor:
     """0 .. extent - 1 along the first of the spatial axes of an image (1, 1, extent, 1, ...)."""
     if dtype != torch.float64:
         dtype = torch.float32 if extent <= _EXACT_FLOAT32 else torch.float64
-    return torch.arange(extent, dtype=dtype).view(1, 1, extent, *[1] * (n_axes - 1))
+    return torch.arange(extent, dtype=dtype, device="cpu").view(1, 1, extent, *[1] * (n_axes - 1))
 
 
 def _column(moved: Tensor) -> Array:

@@ -85,7 +85,7 @@ def _listed(x: SparseTensor, index: Any) -> SparseTensor:
     try:
         wanted = torch.as_tensor(index, device=x.device)
     except (TypeError, ValueError, RuntimeError):
-        wanted = torch.empty((), dtype=torch.float32)
+        wanted = torch.empty((), dtype=torch.float32, device="cpu")
     if wanted.dim() != 1 or wanted.is_floating_point() or wanted.is_complex():
         refuse("__getitem__", f"takes a slice or a list of channels, got {type(index).__name__}")
     return apply(x, lambda rows: rows[:, wanted], keeps_zero=True)

@@ -77,14 +77,14 @@ def tile_blocks(
     threads = torch.get_num_threads()
     n_rows = -(-(len(row_start) - 1) // _BLOCK)
     n_columns = -(-n_in // _BLOCK)
-    counts = torch.empty(max(n_rows, 0), max(n_columns, 0), dtype=torch.int32)
-    start = torch.empty(max(n_rows, 0) + 1, dtype=torch.int64)
+    counts = torch.empty(max(n_rows, 0), max(n_columns, 0), dtype=torch.int32, device="cpu")
+    start = torch.empty(max(n_rows, 0) + 1, dtype=torch.int64, device="cpu")
     n_blocks, n_values = _C.plan_tile_blocks(row_start, columns, n_in, counts, start, threads)
     into = (
-        torch.empty(n_blocks, dtype=torch.int32),
-        torch.empty(n_blocks, dtype=torch.int64),
-        torch.empty(n_blocks, _BLOCK, dtype=torch.int32),
-        torch.empty(n_values, dtype=torch.bfloat16),
+        torch.empty(n_blocks, dtype=torch.int32, device="cpu"),
+        torch.empty(n_blocks, dtype=torch.int64, device="cpu"),
+        torch.empty(n_blocks, _BLOCK, dtype=torch.int32, device="cpu"),
+        torch.empty(n_values, dtype=torch.bfloat16, device="cpu"),
     )
     _C.fill_tile_blocks(row_start, columns, values, n_in, counts, start, *into, threads)
     return TileBlocks(start, *into, len(row_start) - 1, n_in)

@@ -78,7 +78,7 @@ def _check_batch(operation: str, batch: Any, n: int, batch_size: int | None) -> 
             "pass the number of samples"
         )
     if batch is None:
-        batch = torch.zeros(n, dtype=torch.int64)
+        batch = torch.zeros(n, dtype=torch.int64, device="cpu")
     if not isinstance(batch, Tensor) or batch.dtype.is_floating_point or batch.dtype == torch.bool:
         got = batch.dtype if isinstance(batch, Tensor) else type(batch).__name__
         raise TypeError(
@@ -119,7 +119,7 @@ def _inside(
     if shape is None:
         inside &= at.isfinite()
     else:
-        inside &= at < torch.tensor(tuple(shape), dtype=torch.float64)
+        inside &= at < torch.tensor(tuple(shape), dtype=torch.float64, device="cpu")
     inside = inside.all(1)
     if outside == "error" and not bool(inside.all()):
         row = int((~inside).nonzero()[0])
@@ -205,7 +205,7 @@ def voxelize(
     sites, order, start = Sites.from_coords(coords, shape, batch_size)
     merged, site = _reduced(features, order, start, reduce)
     if kept is not None:
-        site = torch.full((n,), -1).index_copy_(0, kept, site)
+        site = torch.full((n,), -1, device="cpu").index_copy_(0, kept, site)
     state = make_ground(
         ground, merged.shape[1], batch_size, shape, merged.dtype, merged.device, "voxelize"
     )
@@ -220,10 +220,10 @@ def _reduced(
     """One row per site, and the site of each point; `order`, `start` as of `Sites.from_coords`."""
     n = features.shape[0]
     if order is None:
-        return features, torch.arange(n)
+        return features, torch.arange(n, device="cpu")
     site = torch.empty_like(order)
     if start is None:
-        site[order] = torch.arange(n)
+        site[order] = torch.arange(n, device="cpu")
         return features[order], site
     site[order] = torch.repeat_interleave(start[1:] - start[:-1])
     return merge_repeats(features, order, start, reduce), site
@@ -350,7 +350,7 @@ def _rows(x: SparseTensor, cells: Tensor, batch: Tensor) -> Tensor:
 
 def _interpolate(x: SparseTensor, values: Tensor, at: Tensor, batch: Tensor) -> Tensor:
     """Linear along every axis between the centres of the cells around each point."""
-    last = torch.tensor(x.sites.spatial_shape) - 1
+    last = torch.tensor(x.sites.spatial_shape, device="cpu") - 1
     centred = torch.minimum((at - 0.5).clamp_(min=0), last.to(at.dtype))
     low = centred.to(torch.int64)
     shares = torch.stack([1 - (centred - low), centred - low])

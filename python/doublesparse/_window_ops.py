@@ -72,7 +72,7 @@ def window_table(
     if on_gpu:
         ground = (out_class, tap_class, rows_per_sample, out_batch)
         return _gpu_ops.window_table(pairs, n_out, *ground)
-    table = torch.empty(n_out, pairs.n_offsets, dtype=torch.int32)
+    table = torch.empty(n_out, pairs.n_offsets, dtype=torch.int32, device="cpu")
     threads = torch.get_num_threads()
     _C.window_table(pairs, out_class, tap_class, rows_per_sample, out_batch, table, threads)
     return table
@@ -105,14 +105,14 @@ def ground_taps(table: Tensor, n_class_rows: int) -> tuple[Tensor, Tensor, Tenso
     except _NO_SHAPE:
         _refuse("ground_taps", table=(table, 2))
         raise
-    flags = torch.zeros(1 + n_offsets * n_class_rows, dtype=torch.int32)
-    start = torch.empty(n_out + 1, dtype=torch.int64)
-    u_offset_start = torch.empty(n_offsets + 1, dtype=torch.int64)
+    flags = torch.zeros(1 + n_offsets * n_class_rows, dtype=torch.int32, device="cpu")
+    start = torch.empty(n_out + 1, dtype=torch.int64, device="cpu")
+    u_offset_start = torch.empty(n_offsets + 1, dtype=torch.int64, device="cpu")
     plan = (table, n_class_rows, flags, start, u_offset_start)
     threads = torch.get_num_threads()
     n_taps, n_u = _C.plan_ground_taps(*plan, threads)
-    u_rows = torch.empty(n_taps, dtype=torch.int32)
-    class_rows = torch.empty(n_u, dtype=torch.int32)
+    u_rows = torch.empty(n_taps, dtype=torch.int32, device="cpu")
+    class_rows = torch.empty(n_u, dtype=torch.int32, device="cpu")
     _C.fill_ground_taps(*plan, u_rows, class_rows, threads)
     return start, u_rows, class_rows, u_offset_start
 
@@ -141,9 +141,12 @@ def every_tap(table: Tensor, n_class_rows: int) -> tuple[Tensor, Tensor]:
     except _NO_SHAPE:
         _refuse("every_tap", table=(table, 2))
         raise
-    start, threads = torch.empty(n_out + 1, dtype=torch.int64), torch.get_num_threads()
+    start, threads = (
+        torch.empty(n_out + 1, dtype=torch.int64, device="cpu"),
+        torch.get_num_threads(),
+    )
     n_taps = _C.plan_every_tap(table, n_class_rows, start, threads)
-    u_rows = torch.empty(n_taps, dtype=torch.int32)
+    u_rows = torch.empty(n_taps, dtype=torch.int32, device="cpu")
     _C.fill_every_tap(table, n_class_rows, start, u_rows, threads)
     return start, u_rows
 
@@ -170,9 +173,11 @@ def invert_rows(rows: Tensor, n: int) -> tuple[Tensor, Tensor]:
         _refuse("invert_rows", rows=(rows, 1))
         raise
     threads = torch.get_num_threads()
-    counts = torch.empty(_C.invert_chunks(n_rows, n, threads), n, dtype=torch.int64)
-    start = torch.empty(n + 1, dtype=torch.int64)
-    index = torch.empty(_C.plan_inverse(rows, counts, start, threads), dtype=torch.int64)
+    counts = torch.empty(_C.invert_chunks(n_rows, n, threads), n, dtype=torch.int64, device="cpu")
+    start = torch.empty(n + 1, dtype=torch.int64, device="cpu")
+    index = torch.empty(
+        _C.plan_inverse(rows, counts, start, threads), dtype=torch.int64, device="cpu"
+    )
     _C.fill_inverse(rows, counts, index, threads)
     return start, index
 
@@ -180,7 +185,7 @@ def invert_rows(rows: Tensor, n: int) -> tuple[Tensor, Tensor]:
 # ------------------------------------------------------------------ sums over segments
 def _workspace(values: Tensor, n_positions: int, n_channels: int) -> Tensor:
     size = _C.segment_workspace(values.dtype == torch.float64, n_positions, n_channels)
-    return torch.empty(size, dtype=torch.int64)
+    return torch.empty(size, dtype=torch.int64, device="cpu")
 
 
 def join_rows(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -202,8 +207,8 @@ def join_rows(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     except TypeError:
         _refuse("join_rows", a=(a, 1), b=(b, 1))
         raise
-    keys = torch.empty(most, dtype=torch.int64)
-    from_a, from_b = (torch.empty(most, dtype=torch.int32) for _ in range(2))
+    keys = torch.empty(most, dtype=torch.int64, device="cpu")
+    from_a, from_b = (torch.empty(most, dtype=torch.int32, device="cpu") for _ in range(2))
     n = _C.join_rows(a, b, keys, from_a, from_b)
     return keys[:n], from_a[:n], from_b[:n]
 
@@ -349,7 +354,7 @@ def window_max(x: Tensor, ground_rows: Tensor | None, table: Tensor) -> tuple[Te
         _refuse("window_max", x=(x, 2), table=(table, 2))
         raise
     y = x.new_empty(n_out, n_channels)
-    arg = torch.empty(n_out, n_channels, dtype=torch.int32)
+    arg = torch.empty(n_out, n_channels, dtype=torch.int32, device="cpu")
     _C.window_max(x, ground_rows, table, y, arg, torch.get_num_threads())
     return y, arg
 

@@ -56,7 +56,7 @@ def linear_keys(coords: Tensor, shape: Ints) -> Tensor:
         return torch.ops.doublesparse.linear_keys(coords, shape)
     if coords.is_cuda:
         return _gpu_ops.linear_keys(coords, shape)
-    keys = torch.empty(len(coords), dtype=torch.int64)
+    keys = torch.empty(len(coords), dtype=torch.int64, device="cpu")
     _C.coords_to_keys(coords, shape, keys, torch.get_num_threads())
     return keys
 
@@ -67,7 +67,7 @@ def coords_of_keys(keys: Tensor, shape: Ints) -> Tensor:
         return torch.ops.doublesparse.coords_of_keys(keys, shape)
     if keys.is_cuda:
         return _gpu_ops.coords_of_keys(keys, shape)
-    coords = torch.empty(len(keys), 1 + len(shape), dtype=torch.int32)
+    coords = torch.empty(len(keys), 1 + len(shape), dtype=torch.int32, device="cpu")
     _C.keys_to_coords(keys, shape, coords, torch.get_num_threads())
     return coords
 
@@ -104,10 +104,10 @@ def build_pairs(
     plan = _C.PairPlan(query_coords, target_coords, *walk)
     threads = torch.get_num_threads()
     workspace = scratch(plan.workspace(), torch.int64)
-    offset_start = torch.empty(math.prod(kernel) + 1, dtype=torch.int64)
+    offset_start = torch.empty(math.prod(kernel) + 1, dtype=torch.int64, device="cpu")
     n_pairs = plan.count(workspace, offset_start, threads)
-    query_rows = torch.empty(n_pairs, dtype=torch.int32)
-    target_rows = torch.empty(n_pairs, dtype=torch.int32)
+    query_rows = torch.empty(n_pairs, dtype=torch.int32, device="cpu")
+    target_rows = torch.empty(n_pairs, dtype=torch.int32, device="cpu")
     return plan.fill(query_rows, target_rows, threads)
 
 
@@ -148,7 +148,7 @@ def output_coords(
         axis = (shape[a], out_shape[a], math.prod(shape[a + 1 :]), *walk)
         fan_out = _C.axis_fan_out(kernel[a], stride[a], dilation[a], transposed)
         workspace = scratch(_C.axis_workspace(len(keys), kernel[a]), torch.int64)
-        out = torch.empty(len(keys) * fan_out, dtype=torch.int64)
+        out = torch.empty(len(keys) * fan_out, dtype=torch.int64, device="cpu")
         keys = out[: _C.dilate_axis(keys, *axis, workspace, out)]
         shape[a] = out_shape[a]
     return coords_of_keys(keys, tuple(shape))
@@ -238,12 +238,12 @@ def _group_rows(pairs: Pairs, n_dst: int, threads: int) -> None:
     """Puts rows that read the same offsets together, for matrix tiles; kept with the pairs."""
     table = window_table(pairs, n_dst)
     n_groups = -(-n_dst // _GROUP_ROWS)
-    order = torch.empty(n_groups * _GROUP_ROWS, dtype=torch.int32)
-    start = torch.empty(n_groups + 1, dtype=torch.int64)
-    keys = torch.empty(n_dst, dtype=torch.int64)
+    order = torch.empty(n_groups * _GROUP_ROWS, dtype=torch.int32, device="cpu")
+    start = torch.empty(n_groups + 1, dtype=torch.int64, device="cpu")
+    keys = torch.empty(n_dst, dtype=torch.int64, device="cpu")
     n_entries = _C.plan_row_groups(pairs, table, keys, order, start, threads)
-    taps = torch.empty(n_entries, dtype=torch.int32)
-    rows = torch.empty(n_entries, _GROUP_ROWS, dtype=torch.int32)
+    taps = torch.empty(n_entries, dtype=torch.int32, device="cpu")
+    rows = torch.empty(n_entries, _GROUP_ROWS, dtype=torch.int32, device="cpu")
     _C.fill_row_groups(pairs, table, order, start, taps, rows, threads)
 
 

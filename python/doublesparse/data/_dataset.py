@@ -122,7 +122,9 @@ class PenDataset(Dataset):
                 f"PenDataset: labels must be among classes {list(self.classes)}, got {unknown}; "
                 "drop these characters or name their classes"
             )
-        self.labels = torch.tensor([number[name] for name in names], dtype=torch.int64)
+        self.labels = torch.tensor(
+            [number[name] for name in names], dtype=torch.int64, device="cpu"
+        )
         self._ink = fit(make_ink("PenDataset", [c.strokes for c in characters]), self.scale)
         self.feature_scale = self._check_feature_scale(feature_scale)
 
@@ -159,7 +161,7 @@ class PenDataset(Dataset):
         ink = self._ink.take(indices)
         if self.augment is None:
             return ink
-        seed = int(torch.randint(1 << 62, ()))
+        seed = int(torch.randint(1 << 62, (), device="cpu"))
         return self.augment(ink, self.scale, np.random.Generator(np.random.Philox(seed)))
 
     def rasterize(self, indices: Sequence[int] | NDArray) -> tuple[NDArray, NDArray]:

@@ -76,8 +76,8 @@ class FeatureDropout(nn.Module):
         if not self.training:
             return values * (1 - self.p)
         n_features = x.shape[1]
-        kept = torch.zeros(n_features, dtype=x.dtype)
-        kept[torch.randperm(n_features)[: self.n_kept(n_features)]] = 1.0
+        kept = torch.zeros(n_features, dtype=x.dtype, device="cpu")
+        kept[torch.randperm(n_features, device="cpu")[: self.n_kept(n_features)]] = 1.0
         return values * kept.to(x.device).reshape(1, -1, *[1] * (len(x.shape) - 2))
 
     def extra_repr(self) -> str:

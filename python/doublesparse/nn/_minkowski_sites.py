@@ -37,7 +37,7 @@ def strided_sites(sites: Sites, stride: Axes) -> Sites:
     if found is not None:
         return found
     shape = tuple(-(-n // s) for n, s in zip(sites.spatial_shape, stride, strict=True))
-    steps = torch.tensor((1, *stride), dtype=torch.int32)
+    steps = torch.tensor((1, *stride), dtype=torch.int32, device="cpu")
     coords = torch.div(sites.coords, steps, rounding_mode="floor")
     made = Sites(torch.unique(coords, dim=0).contiguous(), shape, sites.batch_size, sites.device)
     return _cache.put(sites, key, made, 4 * made.n_sites * (1 + made.n_axes))
