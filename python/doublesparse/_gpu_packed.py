@@ -2,8 +2,9 @@
 
 The stored tensors stay with the host. The device holds one form of the kept weights, made when they
 are first used: blocks or bitmaps of 16-bit weights, which products decode on their way, or else the
-kept values and their places. Only products that a dense kernel does better make the weight dense,
-for as long as they run.
+kept values and their places. Where bitmaps keep less than an eighth, products of 1 to 4 rows have a
+second form, with a byte per place. Only products that a dense kernel does better make the weight
+dense, for as long as they run.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from ._crossover import get_crossover
 from ._device import capturing, gpu
 from ._gpu_bitmap import BitmapWeight, bitmap_spmm, semi_structured
 from ._gpu_blocks import SIZES, BlockWeight, block_spmm, block_spmm_t
+from ._gpu_delta import DeltaWeight, delta_gemv
 from ._gpu_masked import runs_sparse
 from ._gpu_spmm import GpuCsr, PackedValues, product, sddmm, spmm
 from ._packed_weight import PackedWeight
@@ -154,6 +156,8 @@ def linear(x: Tensor, packed: PackedWeight, bias: Tensor | None) -> Tensor:
     elif x.dtype == packed.dtype:
         if isinstance(form, BlockWeight):
             return block_spmm(x, form, bias)
+        if (delta := _delta(x, packed, form)) is not None:
+            return delta_gemv(x, delta, bias)
         if ours or x.shape[0] <= BITMAP_ROWS:
             return bitmap_spmm(x, form, bias)
         if packed.pattern == NM(2, 4) and (weight := _semi_structured(packed)) is not None:
@@ -187,6 +191,23 @@ def _runs_sparse(x: Tensor, packed: PackedWeight) -> bool:
 def _is_gemv(x: Tensor) -> bool:
     """Whether `spmm` reads the kept weights once, as they are: no dense kernel does better."""
     return 0 < x.shape[0] <= gpu().SPMM_GEMV_ROWS and x.shape[1] <= gpu().SPMM_GEMV_COLUMNS
+
+
+def _delta(x: Tensor, packed: PackedWeight, form: BitmapWeight) -> DeltaWeight | None:
+    """For few rows: the form that is read in fewer bytes than bitmaps, or None.
+
+    A second one on the device, made on first use, where less than an eighth is kept.
+    """
+    few = 0 < x.shape[0] <= gpu().DELTA_GEMV_ROWS
+    if not few or 8 * packed.n_kept >= packed.numel():
+        return None
+    if "gpu delta" not in packed._forms:
+        if capturing(packed.device):
+            return None
+        delta = DeltaWeight.pack(form.unpack(), form.mask())
+        packed._forms["gpu delta"] = delta if delta.nbytes < form.nbytes else None
+    found: DeltaWeight | None = packed._forms["gpu delta"]
+    return found
 
 
 def _kept(packed: PackedWeight) -> KeptWeight:

@@ -32,6 +32,7 @@ void bind_gpu(pybind11::module_& m) {
       pybind11::arg("like"), pybind11::arg("n"));
   bind_gpu_bitmap(m);
   bind_gpu_blocks(m);
+  bind_gpu_delta(m);
   bind_gpu_sites(m);
   bind_gpu_conv(m);
   bind_gpu_rulebook(m);

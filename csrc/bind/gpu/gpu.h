@@ -40,6 +40,7 @@ void on_device(const char* operation, const TensorView& like, const Run& run) {
 // The families.
 void bind_gpu_bitmap(pybind11::module_& m);
 void bind_gpu_blocks(pybind11::module_& m);
+void bind_gpu_delta(pybind11::module_& m);
 void bind_gpu_sites(pybind11::module_& m);
 void bind_gpu_conv(pybind11::module_& m);
 void bind_gpu_rulebook(pybind11::module_& m);
