@@ -7,6 +7,7 @@ encoder needs b = D0^T x and D0^T D0 b only, so D0 itself is never formed where 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ _WHOLE = 1 << 14  # entries of a product of factors up to which one product with
 _REDUNDANCY = 1.25  # atoms per pixel and axis: 8 x 8 pixels have 10 x 10 atoms
 
 
-class Dictionary(nn.Module):
+class Dictionary(nn.Module, ABC):
     """A fixed matrix D0 that is applied to rows of a batch, never trained.
 
     Attributes:
@@ -29,13 +30,13 @@ class Dictionary(nn.Module):
     n_inputs: int
     n_atoms: int
 
+    @abstractmethod
     def analysis(self, x: Tensor) -> Tensor:
         """D0^T of each row: (batch, n_inputs) to (batch, n_atoms)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def synthesis(self, b: Tensor) -> Tensor:
         """D0 of each row: (batch, n_atoms) to (batch, n_inputs)."""
-        raise NotImplementedError
 
     def gram(self, b: Tensor) -> Tensor:
         """D0^T D0 of each row: (batch, n_atoms) to (batch, n_atoms)."""
