@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from emulated_device import Traffic, emulated_cuda
 
 from doublesparse import _C, _device
 from doublesparse._torch_compat import tf32_allowed
@@ -40,6 +41,17 @@ def gpu_device() -> Iterator[torch.device]:
     before = _device.use(emulated)
     yield torch.device("cpu")
     _device.use(before)
+
+
+@pytest.fixture
+def traffic() -> Iterator[Traffic]:
+    """A device "cuda": a GPU, which is not watched, or the emulated one, which counts traffic."""
+    if has_gpu():
+        yield Traffic()
+        return
+    kernels = pytest.importorskip("doublesparse._emulated", reason="no emulated kernels")
+    with emulated_cuda(kernels) as counted:
+        yield counted
 
 
 @pytest.fixture(params=ORDERS)

@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
-from emulated_device import emulated_cuda
 
 import doublesparse as ds
-from conftest import has_gpu
 from doublesparse import _autograd, _gpu_ops, _windows
 from doublesparse._device import capturing
 
-
-@pytest.fixture(autouse=True)
-def cuda() -> Iterator[None]:
-    if has_gpu():
-        yield
-        return
-    kernels = pytest.importorskip("doublesparse._emulated", reason="no emulated kernels")
-    with emulated_cuda(kernels):
-        yield
+pytestmark = pytest.mark.usefixtures("traffic")
 
 
 @pytest.fixture

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
-from emulated_device import emulated_cuda
 from torch import Tensor
 
 import doublesparse as ds
-from conftest import has_gpu
 from doublesparse import _gpu_delta as delta
 from doublesparse import _gpu_packed
 from doublesparse._device import gpu
@@ -218,17 +214,7 @@ def test_the_binding_checks_what_it_is_given(gpu_device: torch.device) -> None:
             gpu().delta_gemv(**{**good, name: value})
 
 
-@pytest.fixture
-def cuda() -> Iterator[None]:
-    if has_gpu():
-        yield
-        return
-    kernels = pytest.importorskip("doublesparse._emulated", reason="no emulated kernels")
-    with emulated_cuda(kernels):
-        yield
-
-
-@pytest.mark.usefixtures("cuda")
+@pytest.mark.usefixtures("traffic")
 @pytest.mark.parametrize("dtype", HALVES)
 def test_packed_weights_have_gaps_where_these_are_fewer_bytes(dtype: torch.dtype) -> None:
     torch.manual_seed(4)
@@ -244,7 +230,7 @@ def test_packed_weights_have_gaps_where_these_are_fewer_bytes(dtype: torch.dtype
             assert (packed._forms.get("gpu delta") is not None) == (expected and m < 5)
 
 
-@pytest.mark.usefixtures("cuda")
+@pytest.mark.usefixtures("traffic")
 def test_gaps_are_not_made_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
     packed = ds.PackedWeight.pack(torch.eye(64).bfloat16()).to("cuda")
     x = _integers(1, 64, dtype=torch.bfloat16)

@@ -8,24 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from emulated_device import Traffic, emulated_cuda
+from emulated_device import Traffic
 from torch import Tensor, nn
 
 import doublesparse as ds
-from conftest import has_gpu
 from doublesparse import functional as F
 from doublesparse._precision import for_torch
 
-
-@pytest.fixture(autouse=True)
-def traffic() -> Iterator[Traffic]:
-    """What goes between host and device; a real GPU is not watched."""
-    if has_gpu():
-        yield Traffic()
-        return
-    kernels = pytest.importorskip("doublesparse._emulated", reason="no emulated kernels")
-    with emulated_cuda(kernels) as counted:
-        yield counted
+pytestmark = pytest.mark.usefixtures("traffic")
 
 
 @pytest.fixture(autouse=True)

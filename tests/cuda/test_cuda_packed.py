@@ -8,23 +8,13 @@ from collections.abc import Iterator
 import pytest
 import torch
 import torch.nn.functional as F
-from emulated_device import Traffic, emulated_cuda
+from emulated_device import Traffic
 from torch import Tensor
 
 import doublesparse as ds
-from conftest import has_gpu
 from doublesparse import _gpu_packed
 
-
-@pytest.fixture(autouse=True)
-def traffic() -> Iterator[Traffic]:
-    """A CUDA device, which is not watched, or the emulated one."""
-    if has_gpu():
-        yield Traffic()
-        return
-    kernels = pytest.importorskip("doublesparse._emulated", reason="no emulated kernels")
-    with emulated_cuda(kernels) as counted:
-        yield counted
+pytestmark = pytest.mark.usefixtures("traffic")
 
 
 @pytest.fixture(params=[None, "auto"], ids=["ours", "auto"])
